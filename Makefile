@@ -18,7 +18,7 @@ EXTENDING := $(shell for python in /usr/bin/python3 $(PYTHON); do \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup tools test test-all test-rest test-extensions core lint types build release constraints demo bench proof soak \
-  interop json man pictures matrix matrix-ci clean
+  interop json man pictures matrix matrix-ci image image-test clean
 
 help:  ## Show the targets, with their durations on two cores.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -125,9 +125,25 @@ proof: setup  ## Kill every command at every step, let every step fail; ONLY="re
 soak: setup  ## Run random histories of a home, with kills; SECONDS=120 SEED=....
 	$(BIN)/python tests/proof/soak.py --seconds $(or $(SECONDS),120) $(if $(SEED),--seed $(SEED))
 
+# TARGET=full adds restic, borg, litestream and psql; BASE=... another Python image.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image:  ## Build the image with podman, buildah or docker, whichever is installed (3 minutes).
+	@program=$$(for name in podman buildah docker; do command -v $$name && break; done); \
+	test -n "$$program" || { echo "image: neither podman, buildah nor docker is installed"; exit 1; }; \
+	case $$program in *docker) options=;; *) options="--format docker";; esac; \
+	$$program build $$options --file Containerfile --target $(or $(TARGET),sagewai-ops) \
+	  $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg VERSION=$(VERSION) \
+	  --tag sagewai-ops:$(VERSION)$(if $(filter full,$(TARGET)),-full) .
+
+image-test:  ## Build it on Debian's packages, without a registry, and run it, as root (5 minutes).
+	@(apt-get install -y -qq --no-install-recommends buildah mmdebstrap bubblewrap python3-venv || \
+	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah mmdebstrap bubblewrap \
+	  python3-venv)) >/tmp/sagewai-ops-image.log 2>&1 || { cat /tmp/sagewai-ops-image.log; exit 1; }
+	@$(PYTHON) .ci/image_test.py
+
 include tests/interop/interop.mk
 include tests/proof/proof.mk
 
 clean:  ## Remove everything that the targets created.
-	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)"
+	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)" /var/tmp/sagewai-ops-image
 	rm -rf $(VENV) .venv-tools .venv-release .node .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

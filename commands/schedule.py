@@ -17,7 +17,9 @@ from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.database.url import VARIABLES
 from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.address import is_remote
 from sagewai_ops.remote.path import is_remote as is_remote_path
+from sagewai_ops.schedule.plan import parse_options
 from sagewai_ops.text import shell_word
 
 from . import schedule_run  # noqa: TID251 - a neighbour
@@ -38,8 +40,8 @@ Exit status:
 SUMMARIES = {
     "systemd": "Print a systemd service and its timer.",
     "cron": "Print a line for a crontab.",
-    "compose": "Print a Compose service to run next to Sagewai's own.",
-    "kubernetes": "Print a Kubernetes CronJob.",
+    "compose": "Print Compose services to run next to Sagewai's own.",
+    "kubernetes": "Print Kubernetes CronJobs and an init container.",
 }
 _PATH_METAVARS = ("DIR", "F", "FILE")  # of the options that take a path
 _OWN_OPTIONS = {
@@ -48,6 +50,9 @@ _OWN_OPTIONS = {
     "--home": "--home DIR",
 }  # of schedule itself
 _NAMES_DATABASE = ("--url-file", "--without-database", "--sqlite")
+_UNREADABLE = (
+    "encrypted to recipients: neither a drill nor a restore is printed, add --identity FILE"
+)
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
 _MODE = 0o644  # nothing in it is secret
 
@@ -117,7 +122,31 @@ ImageOption = Annotated[
     typer.Option(
         "--image",
         metavar="NAME",
-        help="Container image (default: that of the Dockerfile).",
+        help="Container image (default: that of `make image`).",
+    ),
+]
+IdentityOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--identity",
+        metavar="FILE",
+        help="Age or SSH private key of the drill and the restore.",
+    ),
+]
+InstallKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--install-key",
+        metavar="FILE",
+        help="Master key that a restore to an empty volume installs.",
+    ),
+]
+CredentialsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--credentials",
+        metavar="FILE",
+        help="Credentials of the remote place.",
     ),
 ]
 IntoOption = Annotated[
@@ -184,26 +213,26 @@ def compose(
     to: BackupSnapshotsOption = None,
     user: ContainerUserOption = None,
     image: ImageOption = None,
+    identity: IdentityOption = None,
+    install_key: InstallKeyOption = None,
+    credentials: CredentialsOption = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Print a Compose file."""
     from sagewai_ops.schedule import containers
 
-    if to and is_remote_path(to):
-        raise UsageError(
-            f"{to}: not possible in a container, whose snapshots are in a volume",
-            hint=f"copy them there: schedule compose -- --also {shell_word(to)}",
-        )
+    to = _outside(to)
     plan = _plan(run, words, time, to, _checked_ids(user), None)
+    found = _image(plan, image, to, identity, install_key, credentials)
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
     files = containers.compose(
         plan,
-        *_image(image),
-        home=str(plan.home) if is_named else "",
-        snapshots=str(to.absolute()) if to else "",
+        found,
+        home=str(plan.home) if is_named and str(plan.home) != containers.HOME else "",
+        snapshots=str(to.absolute()) if to and not found.place else "",
     )
-    return _outcome(files, into, dry_run=dry_run, warnings=_warnings(run, plan))
+    return _outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
 
 
 def kubernetes(
@@ -211,24 +240,86 @@ def kubernetes(
     *,
     words: WordsArgument = None,
     time: TimeOption = "03:30",
+    to: BackupSnapshotsOption = None,
     user: ContainerUserOption = None,
     image: ImageOption = None,
+    identity: IdentityOption = None,
+    install_key: InstallKeyOption = None,
+    credentials: CredentialsOption = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
-    """Print a CronJob."""
+    """Print CronJobs, and a patch for Sagewai's pod."""
     from sagewai_ops.schedule import containers
 
-    plan = _plan(run, words, time, None, _checked_ids(user), None)
-    files = containers.kubernetes(plan, *_image(image))
-    return _outcome(files, into, dry_run=dry_run, warnings=_warnings(run, plan))
+    to = _outside(to)
+    if to and not is_remote_path(to):
+        raise UsageError(
+            f"--snapshots {to}: not possible in Kubernetes, where snapshots are in a claim",
+            hint="schedule kubernetes --snapshots s3://BUCKET/PREFIX",
+        )
+    plan = _plan(run, words, time, to, _checked_ids(user), None)
+    found = _image(plan, image, to, identity, install_key, credentials)
+    files = containers.kubernetes(plan, found)
+    return _outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
 
 
-def _image(name: str | None) -> tuple[str, str]:
-    """Return the image, and the version of the program if the image is to be built."""
+def _outside(to: Path | None) -> Path | None:
+    """Return the place of the snapshots; None for the volume that the image names."""
+    from sagewai_ops.schedule.containers import SNAPSHOTS
+
+    return None if to == Path(SNAPSHOTS) else to
+
+
+def _image(
+    plan: Any,
+    name: str | None,
+    to: Path | None,
+    identity: Path | None,
+    install_key: Path | None,
+    credentials: Path | None,
+) -> Any:
+    """Return the image and what its containers need besides the options of `backup`.
+
+    Raises:
+        UsageError: A place needs what no container has, or credentials are for no place.
+    """
     from sagewai_ops import __version__
+    from sagewai_ops.schedule.containers import CREDENTIALS, Image
 
-    return (name, "") if name else (f"sagewai-ops:{__version__}", __version__)
+    place = str(to) if to and is_remote_path(to) else ""
+    remote = [place] if place else []
+    remote += [value for option, value in parse_options(plan.words) if option == "--also" and value]
+    remote = [text for text in remote if is_remote(text)]
+    for text in remote:
+        if text.partition(":")[0] not in CREDENTIALS:
+            raise UsageError(
+                f"{text}: not possible in a container: neither ssh nor the configuration is there",
+                hint="name a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER",
+            )
+    if credentials and not remote:
+        raise UsageError("--credentials: no remote place uses them", hint="add --snapshots URL")
+
+    def path(file: Path | None) -> str:
+        return str(file.expanduser().absolute()) if file else ""
+
+    return Image(
+        name or f"sagewai-ops:{__version__}",
+        version="" if name else __version__,
+        place=place,
+        scheme=remote[0].partition(":")[0] if remote else "",
+        identity=path(identity),
+        install_key=path(install_key),
+        credentials=path(credentials),
+    )
+
+
+def _container_warnings(run: Run, plan: Any, image: Any) -> tuple[str, ...]:
+    from sagewai_ops.schedule.containers import can_decrypt
+
+    if can_decrypt(plan, image):
+        return _warnings(run, plan)
+    return (*_warnings(run, plan), _UNREADABLE)
 
 
 def _plan(
@@ -313,8 +404,6 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple
             elsewhere than into the snapshot directory.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
-    from sagewai_ops.remote.address import is_remote
-    from sagewai_ops.schedule.plan import parse_options
 
     root = run.context.find_root()
     backup = root.command.commands["backup"]

@@ -6,6 +6,7 @@ are those of `cryptography`.
 
 import base64
 import hmac
+import io
 import re
 import secrets
 from collections.abc import Iterator
@@ -134,12 +135,17 @@ def decrypt_stream(
     # The encoded texts are compared: base64 has bits without a meaning.
     if not hmac.compare_digest(_encode(_header_mac(file_key, head[: match.start(4)])), match[5]):
         raise DamagedError(f"snapshot {name}: age header changed")
-    stream.seek(match.end())
-    cipher = ChaCha20Poly1305(_derive(file_key, stream.read(_NONCE_BYTES), b"payload"))
+    rest = io.BytesIO(head[match.end() :])  # a remote stream cannot go back
+
+    def read(count: int) -> bytes:
+        piece = rest.read(count)
+        return piece if len(piece) == count else piece + stream.read(count - len(piece))
+
+    cipher = ChaCha20Poly1305(_derive(file_key, read(_NONCE_BYTES), b"payload"))
     counter = 0
-    chunk = stream.read(_CHUNK_BYTES + _TAG_BYTES)
+    chunk = read(_CHUNK_BYTES + _TAG_BYTES)
     while True:
-        following = stream.read(_CHUNK_BYTES + _TAG_BYTES)
+        following = read(_CHUNK_BYTES + _TAG_BYTES)
         try:
             yield cipher.decrypt(_chunk_nonce(counter, last=not following), chunk, None)
         except InvalidTag:

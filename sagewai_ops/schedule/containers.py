@@ -1,77 +1,142 @@
 """Schedules where Sagewai runs in containers: Compose and Kubernetes.
 
-The facts about Sagewai's image and Compose file: service `backend`, user 1001:1001, home
-/home/sagewai/.sagewai. The file of Sagewai 1.0.1 has no volume for that home; this one has.
+Three parts use the same home: a backup each night, a drill each week, and a restore to an empty
+volume before Sagewai starts. The facts about Sagewai's image and Compose file: service `backend`,
+user 1001:1001, home /home/sagewai/.sagewai. The file of Sagewai 1.0.1 has no volume for that home;
+this one has.
 """
 
 import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from sagewai_ops.schedule.plan import NAME, File, Plan
+from sagewai_ops.schedule.plan import NAME, File, Plan, parse_options
 from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_control
 
 HOME = "/home/sagewai/.sagewai"
 SNAPSHOTS = "/snapshots"
 USER = "1001:1001"
+DRILL, RESTORE = "sagewai-ops-drill", "sagewai-ops-restore"
+# Scheme of a place -> the variable that names its file of credentials.
+CREDENTIALS = {
+    "s3": "AWS_SHARED_CREDENTIALS_FILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_KEY_FILE",
+}
 _SECRETS = "/run/secrets"
 _HOME_VOLUME = "sagewai-home"
 _SNAPSHOT_VOLUME = "sagewai-snapshots"
+_JITTER = "15m"
+_DRILL_HOURS = 2  # after the time of the backup, on Sundays
+_RECIPIENTS = ("--recipient", "--recipients-file")
+_SHARED = ("--notify-file", "--notify-on", "--metrics-file", "--log-file")  # by backup and drill
+_OPENS, _TARGET = ("--passphrase-file",), ("--url-file",)
 
 
-def compose(
-    plan: Plan, image: str, version: str, *, home: str = "", snapshots: str = ""
-) -> list[File]:
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image, and the secrets that a restore needs besides those of `backup`.
+
+    Attributes:
+        version: Of sagewai-ops, if the image is to be built; "" for an existing image.
+        place: The URL of a remote place; "" for a volume.
+        scheme: Of the place, or of the first one of `--also`; "" for none.
+        identity, install_key, credentials: Files; "" for none.
+    """
+
+    name: str
+    version: str = ""
+    place: str = ""
+    scheme: str = ""
+    identity: str = field(default="", repr=False)
+    install_key: str = field(default="", repr=False)
+    credentials: str = field(default="", repr=False)
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        """The secrets besides those of `backup`: file by name."""
+        files = {
+            "identity": self.identity,
+            "master-key": self.install_key,
+            "credentials": self.credentials,
+        }
+        return {name: path for name, path in files.items() if path}
+
+
+def can_decrypt(plan: Plan, image: Image) -> bool:
+    """Return whether a drill and a restore can read the snapshots."""
+    return bool(image.identity) or not any(
+        option in _RECIPIENTS for option, _value in parse_options(plan.words)
+    )
+
+
+def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") -> list[File]:
     """Return a second Compose file, for use together with Sagewai's own.
 
     Args:
-        version: Of sagewai-ops, if the image is to be built; "" for an existing image.
         home: The home's directory on the host; "" for a named volume.
         snapshots: The snapshot directory on the host; "" for a named volume.
     """
-    volumes = ([] if home else [_HOME_VOLUME]) + ([] if snapshots else [_SNAPSHOT_VOLUME])
+    is_local = not image.place
+    volumes = [] if home else [_HOME_VOLUME]
+    if is_local and not snapshots:
+        volumes.append(_SNAPSHOT_VOLUME)
+    loop = ["schedule", "run", "--every"]
+    backup = [*loop, f"day@{_time(plan)}", "--jitter", _JITTER, "--", *_backup(plan)]
+    services = [_service(plan, image, NAME, backup, compose_string)]
+    if can_decrypt(plan, image):
+        drill = [*loop, f"sunday@{_time(plan, _DRILL_HOURS)}", "--", *_drill(plan, image)]
+        services.append(_service(plan, image, DRILL, drill, compose_string))
+        services.append(_service(plan, image, RESTORE, _restore(plan, image), compose_string))
+    secrets = {**plan.secrets, **image.secrets}
     values: dict[str, Value] = {
-        "time": f"{plan.hour:02}:{plan.minute:02}",
-        "second_of_day": plan.hour * 3600 + plan.minute * 60,
-        # Within the double quotes of the template.
-        "command": compose_string(shlex.join(_command(plan)))[1:-1],
-        "image": compose_string(image),
+        "image": compose_string(image.name),
         "user": compose_string(plan.user or USER),
+        "user_name": plan.user or USER,
         "home_volume": compose_string(f"{home or _HOME_VOLUME}:{HOME}"),
         "snapshot_volume": compose_string(f"{snapshots or _SNAPSHOT_VOLUME}:{SNAPSHOTS}"),
-        "any_secret": flag(plan.secrets),
-        "secrets": [
-            {"name": name, "path": compose_string(path)} for name, path in plan.secrets.items()
+        "local": flag(is_local),
+        "services": services,
+        "restores": flag(len(services) > 1),
+        "any_secret": flag(secrets),
+        "all_secrets": [
+            {"name": name, "path": compose_string(path)} for name, path in secrets.items()
         ],
         "offline": flag(not plan.online),
         "any_volume": flag(volumes),
         "volumes": [{"name": name} for name in volumes],
     }
-    values |= _image_values(plan, image, version)
-    return [File(f"{NAME}.yaml", fill_template("compose.yaml", values))]
+    return [File(f"{NAME}.yaml", fill_template("compose.yaml", {**values, **_built(image)}))]
 
 
-def kubernetes(plan: Plan, image: str, version: str) -> list[File]:
-    """Return a CronJob with two volume claims, which must exist.
-
-    Args:
-        version: Of sagewai-ops, if the image is to be built; "" for an existing image.
-    """
-    uid, gid = _ids(plan)
+def kubernetes(plan: Plan, image: Image) -> list[File]:
+    """Return CronJobs with two volume claims, which must exist, and a patch for Sagewai's pod."""
+    uid, _, gid = (plan.user or USER).partition(":")
+    jobs = [{**_service(plan, image, NAME, _backup(plan), yaml_string), "week_day": "*"}]
+    jobs[0] |= {"hour": plan.hour, "separator": []}
+    if can_decrypt(plan, image):
+        drill = _service(plan, image, DRILL, _drill(plan, image), yaml_string)
+        hour = (plan.hour + _DRILL_HOURS) % 24
+        jobs.append({**drill, "week_day": "0", "hour": hour, "separator": [{}]})
+    secrets = {**plan.secrets, **image.secrets}
     values: dict[str, Value] = {
         "user": plan.user or USER,
         "uid": uid,
-        "gid": gid,
+        "gid": gid or uid,
         "minute": plan.minute,
-        "hour": plan.hour,
-        "image": yaml_string(image),
-        "command": [{"word": yaml_string(word)} for word in _command(plan)],
-        "any_secret": flag(plan.secrets),
-        "secrets": [{"name": name} for name in plan.secrets],
-        "from_files": "".join(f" --from-file={name}=FILE" for name in plan.secrets),
+        "image": yaml_string(image.name),
+        "jobs": jobs,
+        "local": flag(not image.place),
+        "any_secret": flag(secrets),
+        "from_files": "".join(f" --from-file={name}=FILE" for name in secrets),
+        **_built(image),
     }
-    values |= _image_values(plan, image, version)
-    return [File(f"{NAME}.yaml", fill_template("kubernetes.yaml", values))]
+    files = [File(f"{NAME}.yaml", fill_template("kubernetes.yaml", values))]
+    if len(jobs) > 1:
+        restore = _service(plan, image, RESTORE, _restore(plan, image), yaml_string)
+        text = fill_template("kubernetes-restore.yaml", {**values, **restore})
+        files.append(File(f"{RESTORE}.yaml", text))
+    return files
 
 
 def yaml_string(text: str) -> str:
@@ -85,18 +150,69 @@ def compose_string(text: str) -> str:
     return yaml_string(text.replace("$", "$$"))
 
 
-def _command(plan: Plan) -> list[str]:
-    options = plan.options(lambda name: f"{_SECRETS}/{name}")
-    return ["sagewai-ops", "--home", HOME, "backup", "--snapshots", SNAPSHOTS, *options]
+def _service(
+    plan: Plan, image: Image, name: str, words: list[str], scalar: Callable[[str], str]
+) -> dict[str, Value]:
+    """Return the values of one container: its words, its variables and the secrets it uses."""
+    variables = {
+        "HOME": "/tmp",  # noqa: S108 - of the container alone
+        "SAGEWAI_HOME": HOME,
+        "SAGEWAI_OPS_SNAPSHOTS": image.place or SNAPSHOTS,
+    }
+    paths = " ".join(words)
+    if image.credentials:
+        variables[CREDENTIALS[image.scheme]] = f"{_SECRETS}/credentials"
+        paths += f" {_SECRETS}/credentials"
+    used = [
+        secret
+        for secret in (*plan.secrets, *image.secrets)
+        if f"{_SECRETS}/{secret}" in paths.split()
+    ]
+    return {
+        "name": name,
+        "words": [{"word": scalar(word)} for word in words],
+        "environment": [{"name": key, "value": scalar(value)} for key, value in variables.items()],
+        "secrets": [{"name": secret} for secret in used],
+        "any_secret": flag(used),
+        "is_loop": flag(name != RESTORE),
+        "is_init": flag(name == RESTORE),
+        "unhealthy": flag(name != NAME),
+    }
 
 
-def _image_values(plan: Plan, image: str, version: str) -> Mapping[str, Value]:
-    # A named volume gets the owner of the directory on which it is mounted first.
-    uid, gid = _ids(plan)
-    build: dict[str, Value] = {"name": image, "version": version, "uid": uid, "gid": gid}
-    return {"image_built": [build] if version else []}
+def _backup(plan: Plan) -> list[str]:
+    return ["backup", *plan.options(lambda name: f"{_SECRETS}/{name}")]
 
 
-def _ids(plan: Plan) -> tuple[str, str]:
-    uid, _, gid = (plan.user or USER).partition(":")
-    return uid, gid or uid
+def _drill(plan: Plan, image: Image) -> list[str]:
+    return ["drill", "latest", *_selected(plan, (*_OPENS, *_SHARED)), *_identity(image)]
+
+
+def _restore(plan: Plan, image: Image) -> list[str]:
+    key = ["--install-key", f"{_SECRETS}/master-key"] if image.install_key else []
+    opening = [*_selected(plan, (*_OPENS, *_TARGET)), *_identity(image)]
+    return ["restore", "latest", "--if-empty", *opening, *key]
+
+
+def _identity(image: Image) -> list[str]:
+    return ["--identity", f"{_SECRETS}/identity"] if image.identity else []
+
+
+def _selected(plan: Plan, names: tuple[str, ...]) -> list[str]:
+    """Return those of the options of `backup` that another command has too."""
+    words = plan.options(lambda name: f"{_SECRETS}/{name}")
+    return [
+        word
+        for option, value in parse_options(words)
+        if option in names
+        for word in (option, value)
+        if word is not None
+    ]
+
+
+def _time(plan: Plan, later_hours: int = 0) -> str:
+    return f"{(plan.hour + later_hours) % 24:02}:{plan.minute:02}"
+
+
+def _built(image: Image) -> Mapping[str, Value]:
+    return {"image_built": [{"version": image.version}] if image.version else []}

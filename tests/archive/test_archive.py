@@ -203,6 +203,25 @@ class TestPassphrase:
 
         assert pyrage.passphrase.decrypt(out.getvalue(), "correct horse") == content[:size_bytes]
 
+    def test_a_stream_that_cannot_go_back_is_decrypted(self) -> None:
+        """That of a remote place has no seek."""
+        import io
+
+        from sagewai_ops.archive import age_passphrase
+
+        class Forward(io.BytesIO):
+            def seek(self, *_arguments: int) -> int:
+                raise io.UnsupportedOperation
+
+        out = io.BytesIO()
+        sink = age_passphrase.PassphraseSink(out, "p", work_factor_log2=2)
+        sink.write(b"learned" * 20_000)
+        sink.close()
+
+        pieces = age_passphrase.decrypt_stream(Forward(out.getvalue()), "p", "x")
+
+        assert b"".join(pieces) == b"learned" * 20_000
+
     def test_stream_decrypts_to_its_content(self) -> None:
         """A stream decrypts to its content, and each flipped bit is refused."""
         import io

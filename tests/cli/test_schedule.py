@@ -24,13 +24,14 @@ import program
 from json_schemas import problems
 from program import Answer, call
 from sagewai_ops.home.server_record import PLACE
-from sagewai_ops.schedule.containers import compose
+from sagewai_ops.schedule.containers import DRILL, RESTORE, Image, compose
 from sagewai_ops.schedule.plan import NAME, Plan
 from small_homes import small
 
 schedule = importlib.import_module("sagewai_ops.commands.schedule")
 CHECK_FILES = schedule._check_files
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
+RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
 ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'a "x"', "back\\slash", "ünï", "-x", "#c;d&e")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
@@ -51,15 +52,20 @@ def _files(kind: str, *words: object) -> dict[str, str]:
     return {file["name"]: file["text"] for file in result["files"]}
 
 
-def _document(kind: str, *words: object) -> dict[str, Any]:
-    """Return the document of a schedule for containers, valid by its schema."""
-    (text,) = _files(kind, *words).values()
-    document = yaml.safe_load(text)
-    assert isinstance(document, dict)
+def _documents(kind: str, *words: object) -> list[dict[str, Any]]:
+    """Return the documents of a schedule for containers, valid by their schema."""
+    text = _files(kind, *words)[f"{NAME}.yaml"]
     name = "compose" if kind == "compose" else "kubernetes-cronjob"
     schema = json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
-    jsonschema.Draft7Validator(schema).validate(document)
-    return document
+    documents = list(yaml.safe_load_all(text))
+    for document in documents:
+        jsonschema.Draft7Validator(schema).validate(document)
+    return documents
+
+
+def _document(kind: str, *words: object) -> dict[str, Any]:
+    """Return the first of them."""
+    return _documents(kind, *words)[0]
 
 
 def _line(text: str) -> str:
@@ -267,15 +273,62 @@ def test_cron_with_a_user_is_for_cron_d() -> None:
 
 
 def test_compose_is_valid_with_sagewais_own_file() -> None:
-    """The home has a volume that both services use; the sidecar has no other access."""
+    """The home has a volume that all services use; none has other access; Sagewai waits."""
     document = _document("compose", "--", "--keep-daily", "7")
 
-    sidecar = document["services"][NAME]
-    (home,) = document["services"]["backend"]["volumes"]
-    assert home in sidecar["volumes"]
+    services = document["services"]
+    (home,) = services["backend"]["volumes"]
+    assert services["backend"]["depends_on"] == {
+        RESTORE: {"condition": "service_completed_successfully"}
+    }
+    assert set(services) == {"backend", NAME, DRILL, RESTORE}
     assert set(document["volumes"]) == {"sagewai-home", "sagewai-snapshots"}
-    assert (sidecar["network_mode"], sidecar["read_only"]) == ("none", True)
-    assert sidecar["cap_drop"] == ["ALL"]
+    for name in (NAME, DRILL, RESTORE):
+        service = services[name]
+        assert service["volumes"] == [home, "sagewai-snapshots:/snapshots"]
+        assert (service["network_mode"], service["read_only"]) == ("none", True)
+        assert (service["cap_drop"], service["user"]) == (["ALL"], "1001:1001")
+        assert service["mem_limit"]
+    assert services[NAME]["command"][-3:] == ["backup", "--keep-daily", "7"]
+    assert services[RESTORE]["restart"] == "no"
+
+
+@pytest.mark.parametrize("name", [NAME, DRILL, RESTORE])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--time", "23:05", "--", "--keep-last", "3", "--exclude", "$HOME"],
+        ["--identity", "/i", "--install-key", "/k", "--", "--recipient", RECIPIENT],
+        ["--to", "s3://b/p", "--credentials", "/c", "--", "--passphrase-file", "/p",
+         "--notify-file", "/n", "--metrics-file", "/snapshots/m.prom"],
+        ["--", "--url-file", "/u", "--also", "gs://b/p"],
+    ],
+)  # fmt: skip
+def test_commands_of_containers_are_lines_that_the_program_takes(
+    name: str, words: list[str]
+) -> None:
+    """Each parses; each secret that a command names is mounted for it, and no other."""
+    document = _document("compose", *words)
+    service = document["services"][name]
+    command = [word.replace("$$", "$") for word in service["command"]]
+
+    parsed = (
+        call(
+            "--home",
+            "/none",
+            *command[: command.index("--")],
+            "--dry-run",
+            *command[command.index("--") :],
+        )
+        if "--" in command
+        else call("--home", "/none", *command, "--help")
+    )
+
+    assert parsed.code == 0, parsed.err
+    variables = service["environment"].values()
+    named = {word for word in (*command, *variables) if word.startswith("/run/secrets/")}
+    assert {f"/run/secrets/{secret}" for secret in service.get("secrets", [])} == named
+    assert set(service.get("secrets", [])) <= set(document.get("secrets", {}))
 
 
 def test_compose_with_directories_and_secrets() -> None:
@@ -289,74 +342,125 @@ def test_compose_with_directories_and_secrets() -> None:
     assert "volumes" not in document
     assert "network_mode" not in sidecar
     assert document["secrets"] == {"ping-url": {"file": "/etc/ping"}}
-    assert "--ping-url-file /run/secrets/ping-url" in sidecar["command"][0]
+    assert sidecar["command"][-2:] == ["--ping-url-file", "/run/secrets/ping-url"]
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("s3://bucket/sagewai", "AWS_SHARED_CREDENTIALS_FILE"),
+        ("gs://bucket/sagewai", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("az://account/container", "AZURE_STORAGE_ACCOUNT_KEY_FILE"),
+    ],
+)
+@pytest.mark.parametrize("is_target", [True, False])
+def test_a_remote_place_has_its_credentials_from_a_secret(
+    kind: str, url: str, variable: str, *, is_target: bool
+) -> None:
+    """As the target or of a copy, in each container; as the target without another volume."""
+    option = ["--to", url] if is_target else []
+    also = ["--", "--also", url] if not is_target else []
+
+    text = "\n".join(_files(kind, *option, "--credentials", "/c", *also).values())
+
+    count = {"compose": 3, "kubernetes": 3}[kind]
+    assert text.count(variable) == count
+    assert text.count("/run/secrets/credentials") == count
+    assert ("claimName: sagewai-snapshots" in text or "sagewai-snapshots:/snapshots" in text) is (
+        not is_target
+    )
+    assert "network_mode" not in text
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "sftp://host/path"], "neither ssh nor the configuration"),
+        (["--", "--also", "offsite:x"], "neither ssh nor the configuration"),
+        (["--credentials", "/c"], "no remote place uses them"),
+    ],
+)
+def test_places_that_no_container_reaches_are_refused(
+    kind: str, words: list[str], message: str
+) -> None:
+    """They would fail each night."""
+    answer = call("schedule", kind, *words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+def test_without_an_identity_there_is_no_drill_that_would_fail(kind: str) -> None:
+    """A warning names the option."""
+    without = call("schedule", kind, "--", "--recipient", RECIPIENT)
+    complete = call("schedule", kind, "--identity", "/i", "--", "--recipient", RECIPIENT)
+
+    assert (without.code, DRILL in without.out, RESTORE in without.out) == (0, False, False)
+    assert "add --identity FILE" in without.err
+    assert DRILL in complete.out
+    assert RESTORE in complete.out
+    assert complete.err == ""
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_compose_escapes_paths_and_words(name: str) -> None:
-    """Through YAML, Compose's variables and the shell."""
+    """Through YAML and Compose's variables."""
     words = ("--exclude", name) if not name.startswith("-") else ()
     plan = Plan(Path("/p"), Path("/h"), Path("/s"), words)
 
-    (file,) = compose(plan, "image", "", home=f"/{name}", snapshots=f"/s/{name}")
+    (file,) = compose(plan, Image("image"), home=f"/{name}", snapshots=f"/s/{name}")
 
     service = yaml.safe_load(file.text)["services"][NAME]
     assert service["volumes"] == [
         f"/{name}:/home/sagewai/.sagewai".replace("$", "$$"),
         f"/s/{name}:/snapshots".replace("$", "$$"),
     ]
-    command = service["command"][0].partition("; do ")[2].partition(" || ")[0]
-    assert shlex.split(command.replace("$$", "$"))[6:] == list(words)
-
-
-@pytest.mark.parametrize(
-    ("now", "pause"), [(0, 12600), (12599, 1), (12600, 0), (12601, 86399), (1795485486, 5514)]
-)
-def test_compose_waits_for_the_time_and_goes_on_after_a_failure(
-    tmp_path: Path, now: int, pause: int
-) -> None:
-    """03:30 UTC is 12600 seconds after midnight; the shell computes the pause."""
-    _fake(tmp_path, "date", f"echo {now}")
-    _fake(tmp_path, "sagewai-ops", 'echo "ran $*"; exit 11')
-    # It sleeps twice: to the time, and a second after the run; the third time ends the loop.
-    _fake(tmp_path, "sleep", 'echo "sleep $1"; echo >> "$0.log"; [ "$(wc -l < "$0.log")" -lt 3 ]')
-    (loop,) = _document("compose")["services"][NAME]["command"]
-    assert "$" not in loop.replace("$$", "")
-
-    done = subprocess.run(
-        ["/bin/sh", "-c", loop.replace("$$", "$")],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-        capture_output=True,
-        check=False,
-    )
-
-    assert done.stdout.decode().splitlines() == [
-        f"sleep {pause}",
-        "ran --home /home/sagewai/.sagewai backup --snapshots /snapshots",
-        "exit 11",
-        "sleep 1",
-        f"sleep {pause}",
-    ]
+    assert service["command"][8:] == [word.replace("$", "$$") for word in words]
 
 
 def test_kubernetes_is_valid_and_careful() -> None:
     """One job at a time, no rights, no token, on Sagewai's node; and never an fsGroup."""
-    document = _document("kubernetes", "--", "--keep-last", "3", "--passphrase-file", "/p")
+    words = ("--", "--keep-last", "3", "--passphrase-file", "/p")
+    backup, drill = _documents("kubernetes", *words)
 
-    spec = document["spec"]
-    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert spec["concurrencyPolicy"] == "Forbid"
-    assert spec["schedule"] == "30 3 * * *"
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["automountServiceAccountToken"] is False
+    assert [each["metadata"]["name"] for each in (backup, drill)] == [NAME, DRILL]
+    assert (backup["spec"]["schedule"], drill["spec"]["schedule"]) == ("30 3 * * *", "30 5 * * 0")
+    for document in (backup, drill):
+        spec = document["spec"]
+        pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert spec["concurrencyPolicy"] == "Forbid"
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["automountServiceAccountToken"] is False
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        # It would make the master key accessible to the group, and Sagewai then replaces the key.
+        assert "fsGroup" not in json.dumps(document)
+        assert container["args"][-2:] == ["--passphrase-file", "/run/secrets/passphrase"]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--install-key", "/k", "--to", "s3://b", "--credentials", "/c"]]
+)
+def test_the_patch_of_sagewais_pod_is_valid(words: list[str]) -> None:
+    """Its parts have the types of a pod, and its mounts their volumes."""
+    document = _document("kubernetes", *words)
+    patch = yaml.safe_load(_files("kubernetes", *words)[f"{RESTORE}.yaml"])
+
+    added = patch["spec"]["template"]["spec"]
+    pod = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    pod["initContainers"] = added["initContainers"]
+    pod["volumes"] += added["volumes"]
+    schema = json.loads((SCHEMAS / "kubernetes-cronjob.json").read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator(schema).validate(document)
+    (container,) = added["initContainers"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in added["volumes"]}
+    assert container["args"][:3] == ["restore", "latest", "--if-empty"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    assert container["command"][-4:] == [
-        "--keep-last", "3", "--passphrase-file", "/run/secrets/passphrase",
-    ]  # fmt: skip
-    # It would make the master key accessible to the group, and Sagewai then replaces the key.
-    assert "fsGroup" not in json.dumps(document)
 
 
 def test_schemas_refuse_unknown_fields() -> None:

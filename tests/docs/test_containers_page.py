@@ -1,0 +1,88 @@
+"""docs/containers.md: each of its commands runs, from nothing to a volume that comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import container_engine
+from program import COMMAND
+from remote_servers import KEY, SECRET, S3Server
+from sagewai_ops import __version__
+from watchdog import watchdog
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "containers.md"
+# Sagewai's own file, as far as it matters: a service without a volume.
+OWN = "services:\n  backend:\n    image: sagewai\n"
+
+
+def _script() -> str:
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    return "".join(blocks)
+
+
+def _program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(stat.S_IRWXU)
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, seaweedfs: S3Server) -> None:
+    """With a store and a receiver of messages on this machine, and Docker in miniature.
+
+    The image itself is built and run by `make image-test`.
+    """
+    bucket = seaweedfs.bucket()
+    endpoint = bucket.remote["endpoint"]
+    programs, project = tmp_path / "bin", tmp_path / "project"
+    programs.mkdir()
+    project.mkdir()
+    (project / "docker-compose.yml").write_text(OWN)
+    (programs / "sagewai-ops").symlink_to(COMMAND[0])
+    engine = f'exec {sys.executable} {container_engine.__file__} "$@"'
+    _program(programs / "docker", f"#!/bin/sh\n{engine}\n")
+    for name in ("make", "chown"):  # the image is not built here, and another user need not exist
+        _program(programs / name, f'#!/bin/sh\necho "$*" >> {tmp_path}/{name}\n')
+    with watchdog() as receiver:
+        script = _script()
+        for example, real in {
+            "s3://backups/": f"{bucket.url}/",
+            "https://hooks.example.org/sagewai": receiver.url,
+            "= KEY\n": f"= {KEY}\n",
+            "= SECRET\n": f"= {SECRET}\n",
+            "region = eu-central-1": f"region = us-east-1\nendpoint_url = {endpoint}",
+        }.items():
+            assert example in script
+            script = script.replace(example, real)
+        done = subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", script],
+            cwd=project,
+            env={
+                "HOME": str(tmp_path),
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "NO_PROXY": "*",
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "make").read_text() == "image\n"
+    first, failure = (json.loads(body) for _path, body in receiver.output)
+    assert (first["command"], first["exit_code"]) == ("notify test", 0)
+    assert (failure["command"], failure["exit_code"]) == ("backup", 10)
+    restored = (project / "logs/sagewai-ops-restore").read_text()
+    assert "exists, unchanged; nothing is restored" in restored
+    assert "restored to " in restored
+    assert (project / "volumes/sagewai-home/secrets/master.key").exists()
+    assert f"sagewai-ops:{__version__} " in _script()
+    texts = (project / "sagewai-ops-backup.yaml").read_text() + done.stdout
+    assert receiver.url not in texts
+    assert SECRET not in texts
