@@ -71,6 +71,11 @@ tools:  ## Install the programs that the tests compare with, as root on Debian (
 	  (apt-get install -y -qq $(TOOLS) || (apt-get update -qq && apt-get install -y -qq $(TOOLS))) \
 	  >/tmp/sagewai-ops-tools.log 2>&1 || echo "tools: not all could be installed"; \
 	  command -v npm >/dev/null || apt-get install -y -qq nodejs npm >>/tmp/sagewai-ops-tools.log 2>&1; fi
+	@# Of Debian's package prometheus: its service is not wanted.
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v promtool >/dev/null; then \
+	  (cd "$$(mktemp -d)" && apt-get download -qq prometheus && dpkg -x prometheus_*.deb . \
+	  && install -m 755 usr/bin/promtool /usr/local/bin/) >/tmp/sagewai-ops-promtool.log 2>&1 \
+	  || echo "tools: promtool could not be installed"; fi
 	@if command -v npm >/dev/null; then \
 	  test "$$(cat .node/.version 2>/dev/null)" = "$(AZURITE)" || { \
 	  npm install --silent --no-audit --no-fund --prefix .node "azurite@$(AZURITE)" \
