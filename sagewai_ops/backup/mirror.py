@@ -275,7 +275,8 @@ def _previous(run: BackupRun, place: Path, old: DirectoryReader | None) -> Previ
     files = [entry for entry in old.manifest.entries if entry.type is EntryType.FILE]
     if run.options.reads_all:
         return PreviousMirror(place, files)
-    return PreviousMirror(place, files, read_record(place.parent, old.sha256, run.key))
+    record = read_record(place.parent, old.sha256, len(files), run.key)
+    return PreviousMirror(place, files, record)
 
 
 def _searched(run: BackupRun) -> str:

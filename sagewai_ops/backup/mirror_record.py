@@ -35,7 +35,7 @@ _KIND = "mirror files"
 _STATUS = struct.Struct("<QQQqqq")
 _FILE = struct.Struct("<16s16sQ")  # source, file of the mirror, second of the last read
 _UNKNOWN = bytes(16)
-_MOST_BYTES = 1024 * 1024 * 1024  # 18 million files
+_OTHER_BYTES = 4096  # of a record, without its files
 _LARGEST = 2**64 - 1
 
 
@@ -89,19 +89,20 @@ class MirrorRecord:
 
 
 def read_record(
-    directory: Path, manifest_sha256: bytes, key: AuthenticationKey | None
+    directory: Path, manifest_sha256: bytes, files: int, key: AuthenticationKey | None
 ) -> MirrorRecord:
     """Read the record of a mirror; an empty one if it is missing, forged or of another mirror.
 
     Args:
         directory: Which has the mirror in it.
+        files: Number of files in the manifest.
         key: Without one, nothing is recorded.
     """
     if key is None:
         return MirrorRecord()
     with contextlib.suppress(OSError, OpsError, ValueError, TypeError, KeyError, RecursionError):
         with open(beneath.open_file(directory / NAME), "rb") as stream:
-            document = json.loads(stream.read(_MOST_BYTES))
+            document = json.loads(stream.read(2 * files * _FILE.size + _OTHER_BYTES))
         is_authentic = document["mac"] == key.record_mac(_KIND, document)
         if is_authentic and document["manifest_sha256"] == manifest_sha256.hex():
             return MirrorRecord(document["searched"], base64.b64decode(document["files"]))
