@@ -7,7 +7,7 @@ returns is compared with the manifest.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME, DirectoryReader
@@ -29,12 +29,15 @@ class RepositoryReader(DirectoryReader):
         path: Of the snapshot.
         directory: Private; its `tree` has the records of the manifest.
         descriptor: Of `tree`.
+        fetched: Members that are in it.
     """
 
-    def __init__(self, path: RemotePath, directory: Path, descriptor: int) -> None:
+    def __init__(
+        self, path: RemotePath, directory: Path, descriptor: int, fetched: Iterable[str]
+    ) -> None:
         self._path = path
         self._directory = directory
-        self._fetched = set(_RECORDS)
+        self._fetched = set(fetched)
         super().__init__(descriptor)
 
     def members(
@@ -75,10 +78,17 @@ class RepositoryReader(DirectoryReader):
 
 
 @contextlib.contextmanager
-def open_repository(path: RemotePath) -> Iterator[RepositoryReader]:
+def open_repository(
+    path: RemotePath, members: Mapping[str, int] | None = None
+) -> Iterator[RepositoryReader]:
     """Open a snapshot of a repository.
 
+    Args:
+        members: Paths and sizes of files that are read in any case: the same run of the engine
+            fetches them.
+
     Raises:
+        NoSpaceError: The members do not fit.
         NotFoundError: It is not in the repository.
         DamagedError: It is incomplete, or the engine cannot read it.
         KeyMissingError, LockedError, RemoteError: As `TreeStore`.
@@ -87,8 +97,12 @@ def open_repository(path: RemotePath) -> Iterator[RepositoryReader]:
     if path.store.facts(path.member) is None:
         raise NotFoundError(f"snapshot {path}: not found", hint="sagewai-ops snapshots list")
     with store.scratch() as directory, contextlib.ExitStack() as stack:
-        store.fetch(path.member, _RECORDS, directory)
+        names = list(_RECORDS)
+        if members and len(members) <= _MOST_NAMED:
+            require_free_bytes(directory, sum(members.values()), option="TMPDIR or --work-dir")
+            names += [name for name in members if name not in _RECORDS]
+        store.fetch(path.member, names, directory)
         descriptor = beneath.open_directory(directory / TREE)
         stack.callback(os.close, descriptor)
-        reader = RepositoryReader(path, directory, descriptor)
+        reader = RepositoryReader(path, directory, descriptor, names)
         yield stack.enter_context(contextlib.closing(reader))

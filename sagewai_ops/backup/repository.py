@@ -14,8 +14,9 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import open_mirror
 from sagewai_ops.archive.manifest import Entry, EntryType
-from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.open import name_damaged
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.archive.repository_reader import open_repository
 from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
@@ -142,9 +143,9 @@ def store_tree(
         digest = source.sha256
         try:
             tree_store(path).store_tree(path.name, tree.parent, size_bytes, digest.hex())
-            with open_archive(path) as reader:
+            chosen = _choose(source, amount)
+            with name_damaged(path), open_repository(path, chosen) as reader:
                 _require_equal(path, reader, digest)
-                chosen = _choose(reader, amount)
                 total = sum(chosen.values())
                 count = byte_counter(progress, "verify", total)
                 for _member in reader.members(lambda entry: entry.path in chosen, on_bytes=count):
