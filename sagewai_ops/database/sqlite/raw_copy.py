@@ -118,6 +118,7 @@ def clone(source: Path, target: int) -> bool:
             return True
         finally:
             os.close(descriptor)
+    os.ftruncate(target, 0)  # a part may be shared
     return False
 
 
