@@ -24,8 +24,10 @@ from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.mirror_record import NAME, digest_of
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.sqlite import raw_copy
+from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import DATABASE, LEGACY_MASTER_KEY, locate
 from small_homes import small
+from step_counter import counting, failing, killed_at
 
 NOTE, LOG = "data/note", "data/log"
 LOG_BYTES = 300_000  # longer than what is searched for keys
@@ -432,6 +434,42 @@ def test_mirror_on_a_file_system_that_shares_blocks(built: BuiltHome, tmp_path: 
             assert reader.header.id == report.id
     finally:
         shutil.rmtree(root)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("failure", ["kill", errno.ENOSPC, errno.EIO])
+def test_a_failure_at_any_step_leaves_a_whole_mirror(tmp_path: Path, failure: str | int) -> None:
+    """The old or the new one, each with the files that were not read, and a record that is true."""
+    root = tmp_path / "home"
+    (root / "secrets").mkdir(parents=True, mode=0o700)
+    (root / "secrets/master.key").write_bytes(b"bmV3IGtleSBvZiB0aGlydHktdHdvIGJ5dGVzICEhISE=")
+    (root / "secrets/master.key").chmod(0o600)
+    (root / "data").mkdir()
+    (root / LOG).write_bytes(b"x" * 100)
+    (root / NOTE).write_bytes(b"first")
+    mirrored(root)
+    (root / NOTE).write_bytes(b"other")
+    with counting() as steps:
+        assert mirrored(root).reused_files == 1
+    found = set()
+    for number in range(1, steps.count + 1):
+        rewrite(root / NOTE, b"first")
+        mirrored(root)
+        rewrite(root / NOTE, b"other")
+        if failure == "kill":
+            killed_at(number, lambda: mirrored(root))
+        else:
+            with contextlib.suppress(OpsError, OSError), failing(number, int(failure)):
+                mirrored(root)
+        with open_archive(mirror_of(root)) as reader:
+            reader.verify()
+        found.add((mirror_of(root) / NOTE).read_bytes())
+        report = mirrored(root)
+        assert is_whole(root, report)
+        assert (mirror_of(root) / NOTE).read_bytes() == b"other"
+        assert (mirror_of(root) / LOG).read_bytes() == b"x" * 100
+
+    assert found == {b"first", b"other"}
 
 
 def test_command_reports_what_was_not_read(
