@@ -221,9 +221,8 @@ def _report(work: Path, size: str, rounds: int, nights: int) -> int:
             record = found.setdefault(contender, {}).setdefault(night, Found())
             record.costs.append(cost)
             record.stored.append(stored)
-    print("\n".join(_night_lines(found)))
-    print()
-    print("\n".join(_chunk_lines(work / "chunks", home)))
+    print("\n".join(_night_lines(found)), flush=True)
+    print("\n".join(_chunk_lines(work / "chunks", home)), flush=True)
     print()
     print("\n".join(_month_lines(work / "month", home, nights)))
     second = found[RESTIC.ours]["end"].seconds
@@ -309,16 +308,16 @@ def _night_lines(found: dict[str, dict[str, Found]]) -> Iterator[str]:
         yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
         archive = found[ARCHIVE][night].seconds
         for name, nights in found.items():
-            one = nights[night]
+            record = nights[night]
             engine = next((engine for engine in ENGINES if engine.ours == name), None)
-            bare = f"{one.seconds / found[engine.bare][night].seconds:.2f}" if engine else ""
+            bare = f"{record.seconds / found[engine.bare][night].seconds:.2f}" if engine else ""
             part = f"{_engine_part(found, engine, night):.2f}" if engine else ""
-            cpu = statistics.median(cost.cpu_seconds for cost in one.costs)
-            memory = max(cost.peak_bytes for cost in one.costs)
+            cpu = statistics.median(cost.cpu_seconds for cost in record.costs)
+            memory = max(cost.peak_bytes for cost in record.costs)
             yield (
-                f"| {name} | {one.seconds:.2f} s | {one.spread} | {one.seconds / archive:.2f}"
-                f" | {bare} | {part} | {cpu:.2f} s | {memory / 1e6:.0f} MB"
-                f" | {statistics.median(one.stored) / 1e6:.2f} MB |"
+                f"| {name} | {record.seconds:.2f} s | {record.spread}"
+                f" | {record.seconds / archive:.2f} | {bare} | {part} | {cpu:.2f} s"
+                f" | {memory / 1e6:.0f} MB | {statistics.median(record.stored) / 1e6:.2f} MB |"
             )
         yield ""
 
