@@ -69,27 +69,28 @@ def list_snapshots(
       4   an archive is damaged
       11  locked by another run
       14  permission denied
+      19  the remote place failed
     """
     from sagewai_ops.backup.mirror import find_mirror
     from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
-    from sagewai_ops.remote.path import is_remote
+    from sagewai_ops.remote.path import has_trees
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.trash import list_trash
     from sagewai_ops.snapshots.trust import confirm, trust_of
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
-    if rebuild and is_remote(directory):
+    if rebuild and has_trees(directory):
         raise UsageError(
-            f"--rebuild: not in a remote place, whose archives always have their metadata files:"
-            f" {directory}",
-            hint=f"sagewai-ops snapshots copy {shell_word(directory)} DIR --all",
+            f"--rebuild: not possible in a repository: {directory}",
+            hint=f"sagewai-ops snapshots verify latest --snapshots {shell_word(directory)}",
         )
     if dry_run and rebuild:
-        cards = (
-            f"write the metadata file of {item.path}" for item in catalog.list_snapshots(directory)
+        from sagewai_ops.snapshots.rebuild_cards import rebuildable
+
+        return plan_outcome(
+            f"write the metadata file of {item.path}" for item in rebuildable(directory)
         )
-        return plan_outcome(cards)
     rebuilt = None
     if rebuild:
         from sagewai_ops.cli.credentials import unlock_of

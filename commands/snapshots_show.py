@@ -57,8 +57,10 @@ def show(
       2   ambiguous name
       10  snapshot not found
       12  no key decrypts it
+      14  permission denied
       16  damaged or forged
       18  format newer than this program
+      19  the remote place failed
     """
     from sagewai_ops.backup.snapshot_content import read_content
 

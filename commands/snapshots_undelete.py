@@ -57,6 +57,7 @@ def undelete(
       11  locked by another run
       14  permission denied
       15  a snapshot of that name exists
+      19  the remote place failed
     """
     from sagewai_ops.snapshots.prune import undelete
 

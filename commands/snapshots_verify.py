@@ -76,8 +76,10 @@ def verify(
       4   --chain: a snapshot was removed or replaced
       10  snapshot not found
       12  no key decrypts or authenticates it
+      14  permission denied
       16  damaged or forged
       18  format newer than this program
+      19  the remote place failed
     """
     run = with_limits(run, None, limit_download)
     if chain == (snapshot is not None):

@@ -29,9 +29,9 @@ from sagewai_ops.remote.read_back import ReadBack
 from sagewai_ops.remote.store import TREE
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.cards import card_path, encode_card
+from sagewai_ops.snapshots.catalog import REMOVED
 from sagewai_ops.snapshots.mark import record_copy
 from sagewai_ops.snapshots.reference import find_reference
-from sagewai_ops.snapshots.remote_trash import SUFFIX as REMOVED
 from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 
 SAMPLE = ReadBack(size_bytes=16 * 1024 * 1024)  # a night reads what a night changes, about

@@ -34,7 +34,6 @@ from sagewai_ops.snapshots.cards import card_path, encode_card
 from sagewai_ops.snapshots.mark import record_copy
 from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.reference import find_reference
-from sagewai_ops.snapshots.remote_trash import SUFFIX as REMOVED
 from sagewai_ops.snapshots.trust import Trust, next_sequence, previous_snapshot, trust_of
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from sagewai_ops.remote.path import RemotePath
     from sagewai_ops.remote.store import ObjectFacts, Upload
 
-_STARTED = ".started"  # after the name of an archive
 _KILLED_AFTER = timedelta(days=1)  # far longer than an upload takes
 _MOST_STARTED_BYTES = 4096
 
@@ -157,10 +155,10 @@ def sweep_uploads(place: RemotePath, home: Home) -> list[str]:
     now = max((item.modified_at for item in known.values()), default=None)
     removed = []
     for item in known.values():
-        name = item.name.removesuffix(_STARTED)
+        name = item.name.removesuffix(catalog.STARTED)
         if name == item.name or not catalog.is_archive_name(name) or now is None:
             continue
-        is_finished = f"{name}.json" in known or f"{name}.json{REMOVED}" in known
+        is_finished = f"{name}.json" in known or f"{name}.json{catalog.REMOVED}" in known
         if not is_finished and now - item.modified_at < _KILLED_AFTER:
             continue
         if _home_of(place, item) not in home_ids(home):
@@ -191,7 +189,7 @@ def announced(path: RemotePath, home: Home) -> Iterator[None]:
 
     Where that is not possible either, the object stays for `sweep_uploads`.
     """
-    store, name = path.store, path.name + _STARTED
+    store, name = path.store, path.name + catalog.STARTED
     facts = {"home_id": home_ids(home)[0]}
     store.put(name, json.dumps(facts).encode(), replace=True)
     try:
@@ -199,7 +197,7 @@ def announced(path: RemotePath, home: Home) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(OpsError):
             card = card_path(path).name
-            if store.facts(card) is None and store.facts(card + REMOVED) is None:
+            if store.facts(card) is None and store.facts(card + catalog.REMOVED) is None:
                 store.delete(path.name)
             store.delete(name)
         raise

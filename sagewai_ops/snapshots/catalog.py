@@ -22,6 +22,8 @@ from sagewai_ops.remote.path import RemotePath, is_remote
 from sagewai_ops.snapshots.cards import checked, read_owned_card, read_remote_cards
 from sagewai_ops.snapshots.quality import PROPERTIES, engine_of
 
+STARTED = ".started"  # after the name of an archive: another object, while it is uploaded
+REMOVED = ".removed"  # after the name of a metadata file: that of a removed snapshot
 TREE = "tree"  # the snapshot that is a directory: `backup --format directory`
 _NAME = re.compile(
     r"sagewai-(?P<id>(?P<moment>\d{8}T\d{6}Z)-[0-9a-f]{6})"
@@ -206,22 +208,27 @@ def list_snapshots(directory: Path) -> list[Snapshot]:
     return ordered(found)
 
 
-def list_remote(place: RemotePath, *, suffix: str = "") -> list[Snapshot]:
+def list_remote(
+    place: RemotePath, *, suffix: str = "", without_card: bool = False
+) -> list[Snapshot]:
     """Return the snapshots of a remote place, oldest first.
 
     Args:
         suffix: Of the names of metadata files, after `.json`; an archive that also has one without
             it does not count.
+        without_card: Whether archives that lost theirs count: no upload and no prune left them.
     """
     found = {item.name: item for item in place.place.list()}
-    archives = {
-        name: match
-        for name in found
-        if (match := _NAME.fullmatch(name))
-        and f"{name}.json{suffix}" in found
-        and not (suffix and f"{name}.json" in found)
-    }
-    documents = read_remote_cards(place, {name: found[f"{name}.json{suffix}"] for name in archives})
+
+    def counts(name: str) -> bool:
+        if f"{name}.json{suffix}" in found:
+            return not (suffix and f"{name}.json" in found)
+        return without_card and not {name + STARTED, f"{name}.json{REMOVED}"} & found.keys()
+
+    archives = {name: match for name in found if (match := _NAME.fullmatch(name)) and counts(name)}
+    cards = {name: f"{name}.json{suffix}" for name in archives}
+    files = {name: found[card] for name, card in cards.items() if card in found}
+    documents = read_remote_cards(place, files)
     return ordered(
         [
             Snapshot(
@@ -230,7 +237,7 @@ def list_remote(place: RemotePath, *, suffix: str = "") -> list[Snapshot]:
                 created_at=_moment(match["moment"]),
                 is_encrypted=match["encrypted"] is not None,
                 size_bytes=found[name].size_bytes,
-                card=checked(documents[name]),
+                card=checked(documents.get(name, {})),
             )
             for name, match in archives.items()
         ]

@@ -2,7 +2,8 @@
 
 Facts that only the metadata file has (drills, changed tags) are kept where it can be read. An
 archive without one is verified first, so that `verified_at` is true. If an archive differs from its
-recorded hash, it is reported and its metadata file does not change.
+recorded hash, it is reported and its metadata file does not change. In a remote place, an archive
+without a metadata file becomes a snapshot only if all of it can be verified.
 """
 
 import contextlib
@@ -17,19 +18,19 @@ from typing import Any
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import EntryType
-from sagewai_ops.archive.open import open_archive, size_of
+from sagewai_ops.archive.open import open_archive, read_archive, size_of
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
-from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
+from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import cards, catalog
-from sagewai_ops.snapshots.authenticity import FORGED, read_origin
+from sagewai_ops.snapshots.authenticity import AUTHENTIC, FORGED, read_origin
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.omissions import Reason
 from sagewai_ops.snapshots.quality import PROPERTIES
 from sagewai_ops.snapshots.reference import content_of
 
-_BLOCK_BYTES = 1024 * 1024
 _CARDS_OWN = ("drill", "proved_restorable_at", "tags")
 _LOSSES = {reason.name.lower() for reason in Reason if reason.is_loss}
 
@@ -69,7 +70,7 @@ def rebuild_cards(
             metadata file is old or new.
     """
     rebuilt = RebuildReport()
-    known = catalog.list_snapshots(directory)
+    known = rebuildable(directory)
     total = sum(snapshot.size_bytes for snapshot in known)
     before = 0
 
@@ -82,6 +83,17 @@ def rebuild_cards(
             _rebuild(snapshot, decryption, keys, wait_seconds, rebuilt, count)
         before += snapshot.size_bytes
     return rebuilt
+
+
+def rebuildable(directory: Path) -> list[Snapshot]:
+    """Return the archives whose metadata files can be rebuilt, oldest first.
+
+    Raises:
+        RemoteError, PermissionDeniedError: A remote place cannot be read.
+    """
+    if is_remote(directory):
+        return catalog.list_remote(directory, without_card=True)
+    return catalog.list_snapshots(directory)
 
 
 def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
@@ -138,12 +150,17 @@ def _rebuild(
     count: Callable[[int], None],
 ) -> None:
     try:
-        facts, is_limited = _facts_of_archive(snapshot, decryption, keys, count)
+        facts, is_limited, is_authentic = _facts_of_archive(snapshot, decryption, keys, count)
     except (DamagedError, SchemaAheadError) as error:
         rebuilt.damaged[snapshot.id] = error.message
         return
+    if is_limited and is_remote(snapshot.path) and not snapshot.card:
+        rebuilt.limited.append(snapshot.id)  # it may be a part of an upload
+        return
     # Nothing confirms what an archive that cannot be decrypted seems to be.
     is_confirmed = not is_limited or cards.is_authentic(snapshot.card, keys)
+    if is_remote(snapshot.path) and not is_limited:
+        is_confirmed = is_authentic  # anyone may have written the archive
     _write(snapshot.path, facts, keys if is_confirmed else (), wait_seconds)
     (rebuilt.limited if is_limited else rebuilt.written).append(snapshot.id)
 
@@ -153,8 +170,10 @@ def _facts_of_archive(
     decryption: Decryption | None,
     keys: Sequence[AuthenticationKey],
     count: Callable[[int], None],
-) -> tuple[dict[str, Any], bool]:
-    """Return the facts of an archive, and whether they are limited because it is encrypted.
+) -> tuple[dict[str, Any], bool, bool]:
+    """Return the facts of an archive, whether they are limited, and whether it is authentic.
+
+    They are limited if it cannot be decrypted.
 
     Args:
         count: Receives the number of bytes read so far.
@@ -175,8 +194,9 @@ def _facts_of_archive(
                 _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))
                 verified_at = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     except KeyMissingError:
-        return {**_limited_facts(snapshot), "archive_sha256": sha256}, True
-    return {**facts, "archive_sha256": sha256, "verified_at": verified_at}, False
+        return {**_limited_facts(snapshot), "archive_sha256": sha256}, True, False
+    is_authentic = origin.authenticity == AUTHENTIC
+    return {**facts, "archive_sha256": sha256, "verified_at": verified_at}, False, is_authentic
 
 
 def _write(
@@ -185,8 +205,10 @@ def _write(
     keys: Sequence[AuthenticationKey],
     wait_seconds: float,
 ) -> None:
-    with locks.exclusive(archive.parent, wait_seconds=wait_seconds):
-        beneath.status(archive)
+    with contextlib.ExitStack() as stack:
+        if not is_remote(archive):
+            stack.enter_context(locks.exclusive(archive.parent, wait_seconds=wait_seconds))
+        size_of(archive)  # it may have been removed
         # Read it again: a drill may have written to it during the verification.
         old = cards.read_card(archive)
         if not keys and "mac" in old and _agrees(old, facts):
@@ -226,9 +248,8 @@ def _verify(reader: ArchiveReader, count: Callable[[float], None]) -> None:
 def _sha256(path: Path, count: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     done = 0
-    with open(beneath.open_file(path), "rb", buffering=0) as stream:
-        while piece := stream.read(_BLOCK_BYTES):
-            digest.update(piece)
-            done += len(piece)
-            count(done)
+    for piece in read_archive(path):
+        digest.update(piece)
+        done += len(piece)
+        count(done)
     return digest.hexdigest()

@@ -13,9 +13,7 @@ from datetime import timezone
 from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.store import Deletion, HasRetention, Store
 from sagewai_ops.snapshots.cards import card_path
-from sagewai_ops.snapshots.catalog import Snapshot, id_of, list_remote
-
-SUFFIX = ".removed"  # after the name of a metadata file
+from sagewai_ops.snapshots.catalog import REMOVED, Snapshot, id_of, list_remote
 
 
 def list_trash(place: RemotePath) -> list[Snapshot]:
@@ -24,7 +22,7 @@ def list_trash(place: RemotePath) -> list[Snapshot]:
     Raises:
         RemoteError, PermissionDeniedError: The place cannot be read.
     """
-    return list_remote(place, suffix=SUFFIX)
+    return list_remote(place, suffix=REMOVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def move_to_trash(snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
     Raises:
         RemoteError, PermissionDeniedError: A metadata file cannot be written or deleted.
     """
-    return tuple(filter(None, (_rename(snapshot, "", SUFFIX) for snapshot in snapshots)))
+    return tuple(filter(None, (_rename(snapshot, "", REMOVED) for snapshot in snapshots)))
 
 
 def undelete(snapshots: Iterable[Snapshot]) -> None:
@@ -58,7 +56,7 @@ def undelete(snapshots: Iterable[Snapshot]) -> None:
         RemoteError, PermissionDeniedError: A metadata file cannot be written or deleted.
     """
     for snapshot in snapshots:
-        _rename(snapshot, SUFFIX, "")
+        _rename(snapshot, REMOVED, "")
 
 
 def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnapshot, ...]:
@@ -80,14 +78,14 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnaps
     hidden = tuple(filter(None, (_delete(store, item, item.path.name) for item in still)))
     names = {item.name for item in store.list()}
     for name in names:
-        archive = name.removesuffix(f".json{SUFFIX}")
+        archive = name.removesuffix(f".json{REMOVED}")
         if archive != name and id_of(archive) and archive not in names:
             store.delete(name)
     return hidden
 
 
 def _removed_name(snapshot: Snapshot) -> str:
-    return f"{card_path(snapshot.path).name}{SUFFIX}"
+    return f"{card_path(snapshot.path).name}{REMOVED}"
 
 
 def _delete(store: Store, snapshot: Snapshot, name: str) -> HiddenSnapshot | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import json
@@ -313,7 +314,7 @@ class _FullDisk(io.FileIO):
         (("status",), 0),
         (("preflight",), 4),  # the drill has no identity
         (("snapshots", "diff"), 12),
-        (("snapshots", "list", "--rebuild"), 2),
+        (("snapshots", "list", "--rebuild"), 3),  # the archive is encrypted
         (("snapshots", "verify", "latest"), 12),
         (("snapshots", "prune", "--keep-last", "1", "--dry-run"), 0),
         (("verify-perms",), 4),
@@ -383,6 +384,60 @@ def test_every_flipped_byte_of_a_store_is_found(home: Path, store: MemoryStore) 
     store.objects[card] = (text[:at] + b"9" + text[at + 1 :], moment + timedelta(seconds=1))
     listed = call("--home", home, "snapshots", "list", "--json", "--snapshots", PLACE)
     assert listed.document["result"]["snapshots"][0]["authenticity"] == "unverified"
+
+
+def test_lost_cards_are_written_again_from_their_archives(
+    home: Path, store: MemoryStore, tmp_path: Path
+) -> None:
+    """Neither for uploads in progress, nor for removed ones, nor without the key."""
+    first, second = (_backup(home)["id"] for _each in range(2))
+    card = f"sagewai-{first}.tar.zst.age.json"
+    lost = json.loads(store.objects.pop(card)[0])
+    for name in ("20260101T000000Z-000001", "20260101T000000Z-000002"):
+        store.put(f"sagewai-{name}.tar.zst.age", b"age-encryption.org/v1")
+    store.put("sagewai-20260101T000000Z-000001.tar.zst.age.started", b"{}")
+    store.put("sagewai-20260101T000000Z-000002.tar.zst.age.json.removed", b"{}")
+    key = tmp_path / "identity"
+    key.write_text(str(IDENTITY))
+    key.chmod(0o600)
+    words = ("--home", home, "snapshots", "list", "--json", "--rebuild", "--snapshots", PLACE)
+
+    without = call(*words)
+    assert without.code == 3, without
+    assert card not in store.objects
+    assert without.document["result"]["rebuilt"]["limited"] == [first, second]
+    rebuilt = call(*words, "--identity", key)
+
+    assert rebuilt.code == 0, rebuilt
+    assert rebuilt.document["result"]["rebuilt"]["written"] == [first, second]
+    listed = rebuilt.document["result"]["snapshots"]
+    assert [item["authenticity"] for item in listed] == ["authentic", "authentic"]
+    found = json.loads(store.objects[card][0])
+    for name in ("archive_sha256", "archive_bytes", "authentication", "sequence"):
+        assert found[name] == lost[name]
+
+
+def test_rebuilding_signs_no_archive_of_another_home(
+    home: Path, store: MemoryStore, tmp_path: Path
+) -> None:
+    """Anyone may write an archive to a place: with the HMAC of this home, it would be ours."""
+    other = small(tmp_path / "other").root
+    (other / "secrets/master.key").write_bytes(base64.urlsafe_b64encode(os.urandom(32)))
+    kept, lost = (
+        call("--home", other, "backup", "--json", "--to", PLACE, "--allow-clear").document["result"]
+        for _each in range(2)
+    )
+    cards = [f"sagewai-{each['id']}.tar.zst.json" for each in (kept, lost)]
+    before = store.objects[cards[0]][0]
+    del store.objects[cards[1]]
+
+    answer = call("--home", home, "snapshots", "list", "--json", "--rebuild", "--snapshots", PLACE)
+
+    assert answer.code == 0, answer
+    assert store.objects[cards[0]][0] == before
+    assert "mac" not in json.loads(store.objects[cards[1]][0])
+    origins = {item["id"]: item["authenticity"] for item in answer.document["result"]["snapshots"]}
+    assert "authentic" not in origins.values()
 
 
 def test_automatic_snapshot_is_plain_only_where_this_home_wrote_plain_ones(
@@ -530,3 +585,13 @@ def test_archive_that_vanishes_during_the_upload_is_no_success(
 def test_place_is_no_file_that_root_opens_for_another_user() -> None:
     """Root's process serves files of options; and a place is no file."""
     assert list(acting._files_of({"snapshots": MemoryStore().path(), "also": []})) == []
+
+
+@pytest.mark.parametrize("place", ["restic:/backups/sagewai", "borg:/backups/sagewai"])
+def test_cards_of_a_repository_are_not_rebuilt(home: Path, place: str) -> None:
+    """Refused before the repository is opened."""
+    answer = call("--home", home, "snapshots", "list", "--rebuild", "--snapshots", place)
+
+    assert answer.code == 2, answer
+    assert f"--rebuild: not possible in a repository: {place}" in answer.err
+    assert f"snapshots verify latest --snapshots {place}" in answer.err
