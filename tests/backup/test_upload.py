@@ -471,7 +471,9 @@ def test_schedule_for_a_place_is_online_and_writes_no_directory(
     assert "s3:" not in writable
     assert f"sagewai-ops remote init {PLACE}" in answer.out
     assert store.requests == {}
-    assert call("--home", home, "schedule", "compose", "--snapshots", PLACE).code == 2
+    composed = call("--home", home, "schedule", "compose", "--snapshots", PLACE)
+    assert (composed.code, PLACE in composed.out) == (0, True), composed
+    assert store.requests == {}
 
 
 def test_hash_of_an_encrypted_archive_is_verified_without_its_key(
