@@ -74,6 +74,9 @@ def register(app: typer.Typer) -> None:
             changes=True,
         )
     schedule_run.register(group)
+    from . import schedule_litestream  # noqa: TID251 - a neighbour, which imports this one
+
+    schedule_litestream.register(group)
     app.add_typer(group)
 
 
@@ -180,10 +183,10 @@ def systemd(
 
     if as_root and user:
         raise UsageError("--root: contradicts --user", hint="schedule systemd --root")
-    name = "" if as_root else _checked_user(user) or _owner(run.home().root)
+    name = "" if as_root else checked_user(user) or owner_of(run.home().root)
     plan = _plan(run, words, time, to, name, program)
     _check_files(run, plan)
-    return _outcome(host.systemd(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
+    return files_outcome(host.systemd(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def cron(
@@ -200,9 +203,9 @@ def cron(
     """Print a crontab."""
     from sagewai_ops.schedule import host
 
-    plan = _plan(run, words, time, to, _checked_user(user), program)
+    plan = _plan(run, words, time, to, checked_user(user), program)
     _check_files(run, plan)
-    return _outcome(host.cron(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
+    return files_outcome(host.cron(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
 def compose(
@@ -232,7 +235,7 @@ def compose(
         home=str(plan.home) if is_named and str(plan.home) != containers.HOME else "",
         snapshots=str(to.absolute()) if to and not found.place else "",
     )
-    return _outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
+    return files_outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
 
 
 def kubernetes(
@@ -261,7 +264,7 @@ def kubernetes(
     plan = _plan(run, words, time, to, _checked_ids(user), None)
     found = _image(plan, image, to, identity, install_key, credentials)
     files = containers.kubernetes(plan, found)
-    return _outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
+    return files_outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
 
 
 def _outside(to: Path | None) -> Path | None:
@@ -363,14 +366,14 @@ def _warnings(run: Run, plan: Any) -> tuple[str, ...]:
     return (f"database {server}: the schedule does not name it; {advice}",)
 
 
-def _checked_user(user: str | None) -> str | None:
+def checked_user(user: str | None) -> str | None:
     """Check a user's name or number: the beginning is neither an option nor a new line."""
     if user is not None and not _USER.fullmatch(user):
         raise UsageError(f"--user {user}: not a user name", hint="--user sagewai")
     return user
 
 
-def _owner(home: Path) -> str:
+def owner_of(home: Path) -> str:
     """Return the user that owns a home, or the directory where it will be created."""
     from sagewai_ops.fs.free_space import nearest_existing
 
@@ -478,9 +481,10 @@ def this_program() -> Path:
     return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
 
 
-def _outcome(
+def files_outcome(
     files: list[Any], into: Path | None, *, dry_run: bool, warnings: tuple[str, ...]
 ) -> Outcome:
+    """Print the files of a schedule, or write them to a directory."""
     from sagewai_ops.schedule.plan import Schedule
 
     if into is not None:

@@ -58,6 +58,14 @@ def running(configuration: Path, database: Path) -> Iterator[int]:
             process.wait(_SECONDS)
 
 
+def stub(directory: Path, version: str = "0.5.17") -> Path:
+    """Write a program that only prints a version."""
+    program = directory / "litestream"
+    program.write_text(f"#!/bin/sh\necho {version}\n")
+    program.chmod(0o700)
+    return program
+
+
 def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the program find litestream as it would be installed."""
     monkeypatch.setenv("PATH", f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}")

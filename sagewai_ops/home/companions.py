@@ -14,7 +14,8 @@ TABLES = frozenset(("_litestream_seq", "_litestream_lock"))
 _SUFFIX = "-litestream"  # litestream.go, MetaDirSuffix
 # Waits for its removal: litestream must not see a part of its directory.
 DISCARDED = ".sagewai-ops-discard-litestream"
-STOP = f"systemctl stop {NAME}"  # `litestream stop DATABASE` ends the replication of one
+SOCKET = f"/run/{NAME}/{NAME}.sock"  # of the configuration that `schedule litestream` prints
+STOP = f"systemctl stop {NAME}"
 
 
 def companion_directory(database: str) -> str:

@@ -13,6 +13,7 @@ import pyrage
 import pytest
 import typer
 
+import litestream
 from json_schemas import problems
 from program import call
 from remote_servers import local_ssh
@@ -48,6 +49,12 @@ def _commands() -> dict[str, Any]:
 
 def _schedule(kind: str) -> Callable[[World], list[object]]:
     return lambda world: ["schedule", kind, "--into", world.directory]
+
+
+def _schedule_litestream(world: World) -> list[object]:
+    program = ["--program", world.directory / "litestream"]
+    place = world.directory / "replica"
+    return ["schedule", "litestream", place, *program, "--into", world.directory]
 
 
 COMMANDS = _commands()
@@ -126,6 +133,7 @@ CASES: dict[str, list[tuple[Callable[[World], list[object]], str]]] = {
         f"schedule {kind}": [(_schedule(kind), "would write")]
         for kind in ("systemd", "cron", "compose", "kubernetes")
     },
+    "schedule litestream": [(_schedule_litestream, "would write")],
 }
 # Their databases are on a server: tests/cli/test_db.py, tests/cli/test_export_to_postgres.py and
 # tests/operations/test_import_from_postgres.py.
@@ -137,6 +145,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Something to do for every command, next to a home that a restore replaced."""
     tmp_path.chmod(0o700)
     local_ssh(tmp_path, monkeypatch)
+    litestream.stub(tmp_path)
     for name in ("place", "initialised"):
         (tmp_path / name).mkdir()
     assert call("remote", "init", f"sftp://host{tmp_path}/initialised").code == 0

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import litestream
 from sagewai_ops.cli import main
 from small_homes import small
 
@@ -41,6 +42,7 @@ _ASKED = {
     "db history", "db check", "snapshots list", "snapshots show", "snapshots diff", "config show",
     "schedule systemd", "schedule cron", "schedule compose", "schedule kubernetes",
     "schedule run",
+    "schedule litestream",
 }  # fmt: skip
 
 
@@ -102,6 +104,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "snapshots copy": ["snapshots", "copy", f"{home}.snapshots", directory / "copies"],
         "snapshots undelete": ["snapshots", "undelete", "--all"],
         "schedule run": ["schedule", "run", "--every", "1s", "--runs", "1", "--", "backup"],
+        "schedule litestream": ["schedule", "litestream", directory / "replica",
+                                "--program", litestream.stub(directory)],
     }  # fmt: skip
     # A server is needed for these; what two of them print without one is below.
     on_servers = (

@@ -62,6 +62,7 @@ def _words(name: str) -> list[str]:
         "db downgrade": ["base"],
         "remote check": ["s3://bucket"],
         "remote init": ["s3://bucket"],
+        "schedule litestream": ["replica"],
         "snapshots copy": ["from", "to"],
         "snapshots extract": ["latest", "--to", "out"],
         "snapshots show": ["latest"],

@@ -95,7 +95,10 @@ def test_a_running_litestream_is_named_with_its_commands(home: Path, tmp_path: P
     assert answer.code == 15
     assert f"in use by pid {pid} ({litestream.PROGRAM} replicate" in answer.err
     assert "hint: systemctl stop litestream\n" in answer.err
-    assert f"hint: litestream stop {home / DATABASE}  # if" in answer.err
+    assert (
+        f"hint: litestream stop -socket /run/litestream/litestream.sock {home / DATABASE}"
+        in answer.err
+    )
     assert (home / COMPANION).is_dir()
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import pyrage
 
+import litestream
 import old_homes
 from home_builder import build_home
 from home_builder.recipe import Layout
@@ -138,6 +139,12 @@ def restored(world: World, bench: Bench) -> None:
     """Bring a home back from a snapshot."""
     with_snapshot(world, bench)
     bench.run(("restore", "latest", "--replace"), world)
+
+
+def with_litestream(world: World, _bench: Bench) -> None:
+    """Make a home, and a program that prints the version of litestream."""
+    build(world)
+    litestream.stub(world.out)
 
 
 def replicated(world: World, bench: Bench) -> None:

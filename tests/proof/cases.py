@@ -385,6 +385,14 @@ CASES = (
     _idle("config", "show"),
     _idle("remote", "init", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
     _idle("remote", "check", "sftp://127.0.0.1:1/srv", code=RemoteError.exit_code),
+    Case(
+        "schedule litestream --into",
+        beginnings.with_litestream,
+        lambda world: (
+            *("schedule", "litestream", world.out / "replica", "--into", world.out),
+            *("--program", world.out / "litestream"),
+        ),
+    ),
     *(_idle("schedule", kind) for kind in ("cron", "compose", "kubernetes", "systemd")),
     _idle("notify", "test", "--dry-run", "--notify", "https://h.example/secret"),
     _idle("schedule", "run", "--dry-run", "--", "backup"),

@@ -39,6 +39,8 @@ READ = {
         "--notify-file",
         "--undo",
         "--program",
+        "--ssh-key",
+        "--host-key",
     ),
 }
 

@@ -25,7 +25,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
     sidecar,
 )
 from sagewai_ops.errors import TargetBusyError
-from sagewai_ops.home.companions import NAME, STOP, is_companion_process
+from sagewai_ops.home.companions import NAME, SOCKET, STOP, is_companion_process
 from sagewai_ops.home.paths import (
     ADMIN_STATE,
     CONNECTIONS,
@@ -128,7 +128,7 @@ def stop_command(users: Iterable[Process], database: Path) -> str:
     others = [str(user.pid) for user in visible if not is_companion_process(user.command)]
     lines = [f"kill {' '.join(others)}  # or stop its service"] if others else []
     if len(others) < len(visible):
-        lines += [STOP, f"{NAME} stop {shell_word(database)}  # if its socket is enabled"]
+        lines += [STOP, f"{NAME} stop -socket {SOCKET} {shell_word(database)}"]
     return "\n".join(lines)
 
 
