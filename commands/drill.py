@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, DryRunOption, option
+from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.text import size
 
+from .drill_replica import drill_replica  # noqa: TID251 - a neighbour
+from .litestream_options import LitestreamConfigOption, refuse_with  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
     HiddenLimitDownloadOption,
@@ -36,6 +38,13 @@ from .snapshot_argument import find_named, is_piped  # noqa: TID251 - a neighbou
 if TYPE_CHECKING:
     from sagewai_ops.operations.drill_report import DrillResult
 
+# Parameters about archives and servers, which a replica does not have.
+_OF_SNAPSHOTS = (
+    *("snapshot", "snapshots", "identity", "identity_command", "passphrase_file"),
+    *("passphrase_command", "allow_work_factor", "require_authentic", "allow_rollback"),
+    *("scratch_url", "scratch_url_file", "limit_download"),
+)
+
 HELP = """Prove that a snapshot can be restored.
 
 SNAPSHOT is `latest` (default), an id or its beginning, a path, or - for standard input, of which
@@ -54,7 +63,7 @@ Exit status:
   14  permission denied
   16  damaged or forged
   18  format or schema newer than this program
-  19  server failed
+  19  server or replica failed
   20  the upgrade would change rows
 """
 
@@ -66,7 +75,8 @@ def register(app: typer.Typer) -> None:
         "drill",
         drill,
         HELP,
-        result="sagewai_ops.operations.drill_report:DrillResult",
+        result="sagewai_ops.operations.drill_report:DrillResult"
+        " | sagewai_ops.operations.drill_replica:ReplicaDrillResult",
         unattended=True,
         changes=True,
     )
@@ -102,10 +112,29 @@ def drill(
     scratch_url_file: ScratchUrlFileOption = None,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
+    source: Annotated[
+        str | None,
+        option(SNAPSHOTS, "--from", "Drill a replica instead: litestream[:TIMESTAMP].", "SOURCE"),
+    ] = None,
+    litestream_config: LitestreamConfigOption = None,
     limit_download: HiddenLimitDownloadOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, drill, render."""
+    if source is not None:
+        refuse_with(run, "--from", _OF_SNAPSHOTS)
+        return drill_replica(
+            run,
+            source,
+            litestream_config,
+            key_file=key_file,
+            without_key=without_key,
+            scratch=scratch,
+            keep_work_dir=keep_work_dir,
+            dry_run=dry_run,
+        )
+    if litestream_config:
+        raise UsageError("--litestream-config: needs --from litestream")
     from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.cli.database_url import scratch_server
     from sagewai_ops.operations import drill as drilling

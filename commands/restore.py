@@ -14,11 +14,13 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.text import printable, shell_word, size
 
+from .litestream_options import LitestreamConfigOption, replica_of  # noqa: TID251 - a neighbour
 from .recover import alias_outcome, outcome_of  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
     HiddenLimitDownloadOption,
     HiddenSqliteOption,
+    HiddenUrlFileOption,
     HiddenWorkFactorOption,
     HomeWaitOption,
     IdentityCommandOption,
@@ -27,7 +29,6 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     PassphraseCommandOption,
     RequireAuthenticOption,
     SnapshotsOption,
-    UrlFileOption,
     with_limits,
 )
 from .snapshot_argument import find_path, is_piped  # noqa: TID251 - a neighbour
@@ -56,7 +57,7 @@ Exit status:
   16  archive damaged or forged
   18  format or schema newer than this program
   19  server or network failed
-  20  the server's rows differ from the snapshot
+  20  rows of the server, or the schema of the replica, differ
 """
 
 
@@ -134,11 +135,11 @@ def restore(
         option(
             DATABASE,
             "--database-url",
-            "Database to restore to (default: the home's).",
+            "Database to restore to, or --url-file FILE.",
             "URL",
         ),
     ] = None,
-    url_file: UrlFileOption = None,
+    url_file: HiddenUrlFileOption = None,
     without_database: Annotated[
         bool,
         option(DATABASE, "--without-database", "Restore files, not the database of a server."),
@@ -146,6 +147,16 @@ def restore(
     to_sqlite: Annotated[
         bool, option(DATABASE, "--to-sqlite", "Restore it to the SQLite file of the home.")
     ] = False,
+    database_from: Annotated[
+        str | None,
+        option(
+            DATABASE,
+            "--database-from",
+            "From a replica instead: litestream[:TIMESTAMP].",
+            "SOURCE",
+        ),
+    ] = None,
+    litestream_config: LitestreamConfigOption = None,
     sqlite: HiddenSqliteOption = False,
     check: Annotated[
         Literal["recorded", "full"],
@@ -174,6 +185,12 @@ def restore(
         raise UsageError("--without-database: contradicts a URL")
     if to_sqlite and (undo or recover or without_database or database_url or url_file):
         raise UsageError("--to-sqlite: contradicts a URL, --without-database, --undo and --recover")
+    if database_from is None and litestream_config:
+        raise UsageError("--litestream-config: needs --database-from litestream")
+    if database_from is not None and (undo or recover or without_database or to_sqlite):
+        raise UsageError(
+            "--database-from: contradicts --without-database, --to-sqlite, --undo and --recover"
+        )
     if if_empty and (undo or recover or replace or only):
         raise UsageError("--if-empty: contradicts --replace, --only, --undo and --recover")
     run = with_limits(run, None, limit_download)
@@ -248,6 +265,9 @@ def restore(
         requires_server=not without_database and not sqlite,
         to_sqlite=to_sqlite,
         check=check,
+        replica=replica_of(run, "--database-from", database_from, litestream_config)
+        if database_from is not None
+        else None,
     )
     risked = home if to is None and home.root.is_dir() else None
     with contextlib.ExitStack() as stack:
@@ -383,6 +403,8 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
         terminal.line(f"  converts  {result.server_rows} rows in {result.server_tables} tables")
         for item in result.not_converted:
             terminal.line(f"            {_not_converted(item)}")
+    if result.database_from:
+        terminal.line(f"  database  {_replica(result)}")
     terminal.line(f"  owner     {result.owner or 'as recorded in the snapshot'}")
     if result.revokes_sessions:
         terminal.line("  revokes   all sessions and API tokens")
@@ -398,6 +420,10 @@ def _origin(result: "PlanResult") -> str:
 
 def _server(result: "PlanResult") -> str:
     return f"{result.server}: {result.server_rows} rows in {result.server_tables} tables"
+
+
+def _replica(result: "PlanResult") -> str:
+    return printable(f"{result.database_from}, last change at {result.database_state_at}")
 
 
 def _show_links(terminal: Terminal, result: "PlanResult") -> None:

@@ -235,7 +235,9 @@ def compose(
         home=str(plan.home) if is_named and str(plan.home) != containers.HOME else "",
         snapshots=str(to.absolute()) if to and not found.place else "",
     )
-    return files_outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
+    return files_outcome(
+        files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found)
+    )
 
 
 def kubernetes(
@@ -264,7 +266,9 @@ def kubernetes(
     plan = _plan(run, words, time, to, _checked_ids(user), None)
     found = _image(plan, image, to, identity, install_key, credentials)
     files = containers.kubernetes(plan, found)
-    return files_outcome(files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found))
+    return files_outcome(
+        files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found)
+    )
 
 
 def _outside(to: Path | None) -> Path | None:

@@ -90,6 +90,37 @@ def check_key(
     return KeyChoice(_choose(candidates, keys, wanted), candidates, keys)
 
 
+def check_database_key(
+    reader: ArchiveReader,
+    database: Path,
+    target: Home,
+    staged: Home,
+    options: RestoreOptions,
+    name: str,
+) -> None:
+    """Check that the key of a snapshot opens the encrypted values of another database.
+
+    Args:
+        name: Of the database, for the error.
+
+    Raises:
+        KeyMissingError: It does not, and `without_key` is not set.
+    """
+    wanted = str(reader.header.facts.get("key_fingerprint") or "")
+    if options.without_key or not wanted:
+        return  # `check_key` tries all keys
+    keys = [key for key in _candidates(target, staged, options) if key.fingerprint == wanted]
+    found = try_keys({}, database, keys)
+    closed = _closed(found, reader.manifest.facts.get("keys", {}), to_sqlite=False)
+    if closed:
+        raise KeyMissingError(
+            f"{name}: key {wanted} of snapshot {reader.header.id} does not open {len(closed)} of"
+            f" {found.total} encrypted values, for example {closed[0].place} {closed[0].where}",
+            hint="name the key: --install-key FILE\n"
+            "or choose a moment before the key was rotated: --database-from litestream:TIMESTAMP",
+        )
+
+
 def install_keys(
     choice: KeyChoice, reader: ArchiveReader, target: Home, staged: Home, options: RestoreOptions
 ) -> bool:

@@ -25,7 +25,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
 from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
-from sagewai_ops.home.companions import DISCARDED, removal_note
+from sagewai_ops.home.companions import DISCARDED
 from sagewai_ops.home.paths import (
     COMPANION,
     DATABASE,
@@ -38,6 +38,7 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.home.server_record import PLACE, read_server_record
 from sagewai_ops.process.privileges import own_account
+from sagewai_ops.restore.companions import companion_warnings, plan_replica
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.postgres_replaced import replaced_schema
 from sagewai_ops.schema.revision_graph import HEAD, revisions
@@ -57,6 +58,7 @@ from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import printable
 
 if TYPE_CHECKING:
+    from sagewai_ops.database.sqlite.litestream import Replica, ReplicaState
     from sagewai_ops.restore.conversion import ConversionPlan
 
 TargetState = Literal["absent", "empty", "not empty"]
@@ -91,6 +93,7 @@ class RestoreOptions:
         to_sqlite: Restore such a database to the SQLite file of the home.
         check: Whether a database is checked again whose bytes were checked when the snapshot was
             created: `full`, or not, `recorded`.
+        replica: Where the database comes from; None for the snapshot.
     """
 
     decryption: Decryption | None = None
@@ -111,6 +114,7 @@ class RestoreOptions:
     requires_server: bool = False
     to_sqlite: bool = False
     check: DatabaseCheck = "recorded"
+    replica: "Replica | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +139,7 @@ class RestorePlan:
         server: The database of a server that is restored too; None for files alone.
         server_name: The server that it is restored to; "" for none.
         conversion: How it becomes the SQLite database of the home; None if it does not.
+        replica: The state of the replica that the database comes from; None for the snapshot.
     """
 
     snapshot_id: str
@@ -160,6 +165,7 @@ class RestorePlan:
     server: ServerFacts | None
     server_name: str
     conversion: "ConversionPlan | None"
+    replica: "ReplicaState | None"
     warnings: tuple[str, ...]
 
     @property
@@ -256,11 +262,12 @@ def build_plan(
         server=server,
         server_name=options.server.display if server and options.server else "",
         conversion=conversion,
+        replica=plan_replica(reader, options.replica, parts),
         warnings=(
             *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
-            *_companion_warnings(target.root, replaced),
+            *companion_warnings(target.root, replaced),
             *(_server_warnings(reader, server) if server or not parts else ()),
             *(_variable_warnings(target, options) if conversion else ()),
         ),
@@ -399,13 +406,6 @@ def _schema_warnings(facts: Mapping[str, Any]) -> Iterator[str]:
             "the database has columns unknown to this program, of a later Sagewai or your own: "
             "they are restored unchanged and were not examined"
         )
-
-
-def _companion_warnings(root: Path, replaced: tuple[str, ...] | None) -> Iterator[str]:
-    """Yield the remark about litestream's directory, which is kept with what is replaced."""
-    is_replaced = replaced is None or any(is_within(COMPANION, path) for path in replaced)
-    if is_replaced and os.path.lexists(root / COMPANION):
-        yield removal_note(str(root / COMPANION))
 
 
 def _server_part(

@@ -148,6 +148,11 @@ def restore(
                 reader, plan.conversion, staged.database, progress=progress
             )
             database, checked = examine_database(staged.database), "full"
+        if options.replica:
+            from sagewai_ops.restore.replica import replace_database
+
+            database = replace_database(reader, options.replica, target, staged, options)
+            checked = "full"
         documents = read_documents(staged)
         others = server.sealed_values() if server else ()
         choice = check_key(reader, documents, target, staged, options, others)

@@ -51,6 +51,8 @@ class PlanResult:
         server_tables, server_rows: Of the database of a server that is restored, in the snapshot.
         to_sqlite: Whether it is restored to the SQLite database of the home.
         not_converted: What a home on SQLite cannot have, as far as it is known.
+        database_from: The replica that the database comes from; "" for the snapshot.
+        database_state_at: The time of its last change, as litestream writes it.
     """
 
     snapshot: str
@@ -76,6 +78,8 @@ class PlanResult:
     server_rows: int
     to_sqlite: bool
     not_converted: tuple[NotConverted, ...]
+    database_from: str
+    database_state_at: str
     warnings: tuple[str, ...] = field(metadata={"in_result": True})
 
     @classmethod
@@ -196,6 +200,8 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "owner": plan.owner,
         "followed": plan.followed,
         "outside_links": plan.outside_links,
+        "database_from": f"litestream:{plan.replica.name}" if plan.replica else "",
+        "database_state_at": plan.replica.at if plan.replica else "",
         "authenticity": plan.origin_state.authenticity,
         "authenticity_reason": plan.origin_state.reason,
         "server": plan.server_name,

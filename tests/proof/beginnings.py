@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -153,6 +154,20 @@ def replicated(world: World, bench: Bench) -> None:
     directory = world.home / "db/.sagewai.db-litestream/ltx/0"
     directory.mkdir(mode=0o700, parents=True)
     (directory / "0000000000000001-0000000000000001.ltx").write_bytes(b"LTX1")
+
+
+def with_replica(world: World, bench: Bench) -> None:
+    """Make a home with a snapshot, and a replica with a later change."""
+    with_snapshot(world, bench)
+    with contextlib.closing(sqlite3.connect(world.home / "db/sagewai.db")) as connection:
+        connection.execute("CREATE TABLE later (x)")
+        connection.commit()
+    litestream.replicate(litestream.configure(world.out, world.home / "db/sagewai.db"))
+
+
+def litestream_on_path(_world: World) -> Mapping[str, str]:
+    """Have the program find litestream."""
+    return {"PATH": f"{litestream.PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def replicated_and_restored(world: World, bench: Bench) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from unittest import mock
 
+import litestream
 from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
@@ -82,6 +83,27 @@ class Case:
 
 def _always(*words: object) -> Callable[[World], Words]:
     return lambda _world: words
+
+
+def _with_litestream(
+    name: str, *words: object, code: int = EXIT_DONE, recover: Words = ()
+) -> list[Case]:
+    """Return a case of a home that litestream replicates, if that is installed."""
+
+    def line(world: World) -> Words:
+        place = ("--work-dir", world.out) if words[0] == "drill" else ()
+        return (*words, *place, "--litestream-config", world.out / "litestream.yml")
+
+    case = Case(
+        name,
+        beginnings.with_replica,
+        line,
+        code=code,
+        variables=beginnings.litestream_on_path,
+        recover=recover,
+        by_the_second=True,
+    )
+    return [case] if litestream.PROGRAM.exists() else []
 
 
 def _idle(*words: object, code: int = EXIT_DONE) -> Case:
@@ -265,6 +287,11 @@ CASES = (
         codes_done=None,
         recover=RECOVER,
     ),
+    *_with_litestream(
+        "restore --database-from litestream",
+        *("restore", "latest", "--replace", "--database-from", "litestream"),
+        recover=RECOVER,
+    ),
     Case(
         "restore to an empty server",
         beginnings.lost_with_server,
@@ -361,6 +388,10 @@ CASES = (
     ),
     Case("keys rotate --dry-run", beginnings.small, _always("keys", "rotate", "--dry-run")),
     Case("drill", beginnings.with_snapshot, _always("drill")),
+    # Rows without their parents, which `with_snapshot` makes, are a finding.
+    *_with_litestream(
+        "drill --from litestream", "drill", "--from", "litestream", code=EXIT_FINDINGS
+    ),
     Case(
         "drill, PostgreSQL",
         beginnings.exported_with_snapshot,

@@ -40,6 +40,7 @@ READ = {
         "--undo",
         "--program",
         "--ssh-key",
+        "--litestream-config",
         "--host-key",
     ),
 }

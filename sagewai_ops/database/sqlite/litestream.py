@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -134,7 +134,7 @@ def find_program(environment: Mapping[str, str], program: Path | None = None) ->
             hint="https://litestream.io/install/  # 0.5.17 or newer",
         )
     path = Path(os.path.abspath(found))
-    ended = _run(path, ["version"], environment, b"", _VERSION_SECONDS)
+    ended = _run(path, ["version"], _select(environment, frozenset()), b"", _VERSION_SECONDS)
     text = ended.output.decode("utf-8", "replace").strip()
     match = re.fullmatch(r"v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:[-+][\w.+-]*)?", text)
     if ended.code or not match:
@@ -205,15 +205,7 @@ class _Session:
         except OSError as error:
             raise UsageError(f"configuration {path}: {error.strerror}") from error
         named = {os.fsdecode(b"".join(pair)) for pair in _VARIABLE.findall(content)}
-        environment = {
-            name: value
-            for name, value in replica.environment.items()
-            if name in _NAMES
-            or name in named
-            or name.startswith(_PREFIXES)
-            or name.upper() in _PROXIES
-        }
-        return cls(replica, program, content, environment)
+        return cls(replica, program, content, _select(replica.environment, named))
 
     @property
     def moment(self) -> list[str]:
@@ -292,6 +284,15 @@ class _Ended:
     code: int
     output: bytes
     messages: str
+
+
+def _select(environment: Mapping[str, str], named: Collection[str]) -> dict[str, str]:
+    """Return the variables that litestream gets."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _NAMES or name in named or name.startswith(_PREFIXES) or name.upper() in _PROXIES
+    }
 
 
 def _parse(output: bytes) -> Any:
