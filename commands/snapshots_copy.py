@@ -1,24 +1,32 @@
 """`snapshots copy`: copy snapshots to another directory or remote place."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
-from sagewai_ops.remote.path import parse_place
+from sagewai_ops.remote.path import has_trees, parse_place
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowClearOption,
+    IdentityCommandOption,
+    IdentityOption,
     LimitDownloadOption,
     LimitUploadOption,
+    PassphraseCommandOption,
     ReadBackOption,
+    RecipientOption,
+    RecipientsFileOption,
     with_limits,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.backup.copy import CopyOptions
 
 
 def register(group: typer.Typer) -> None:
@@ -52,6 +60,19 @@ def copy(
         bool, option(SNAPSHOTS, "--all", "Copy all snapshots of the home.")
     ] = False,
     allow_clear: AllowClearOption = False,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientsFileOption = None,
+    identity: IdentityOption = None,
+    identity_command: IdentityCommandOption = None,
+    passphrase_file: Annotated[
+        str | None,
+        option(ENCRYPTION, "--passphrase-file", "Password of a repository.", "FILE"),
+    ] = None,
+    passphrase_command: PassphraseCommandOption = None,
+    init_repository: Annotated[
+        bool,
+        option(SNAPSHOTS, "--init-repository", "Create TO, a repository, if it does not exist."),
+    ] = False,
     read_back: ReadBackOption = "full",
     limit_upload: LimitUploadOption = None,
     limit_download: LimitDownloadOption = None,
@@ -63,7 +84,9 @@ def copy(
     """Copy snapshots to another directory or remote place.
 
     Archives are copied as they are, compared with their recorded hash and read back from TO. What
-    TO has already is not copied again, and nothing there is overwritten.
+    TO has already is not copied again, and nothing there is overwritten. Between archives and a
+    repository (restic:R, borg:R) snapshots are converted: --identity decrypts the archives, or
+    --recipient encrypts them.
 
     Exit status:
       0   copied, or nothing to copy
@@ -77,6 +100,7 @@ def copy(
       19  the remote place or the network failed
     """
     from sagewai_ops.backup.copy import CopyOptions, copy_snapshots
+    from sagewai_ops.cli.credentials import lock_of, unlock_of
     from sagewai_ops.remote.read_back import ReadBack
 
     if newest is not None and everything:
@@ -86,14 +110,23 @@ def copy(
         allow_clear=allow_clear,
         amount=ReadBack.parse(read_back),
         wait_seconds=wait,
+        encryption=lock_of(run.terminal, recipient or [], recipients_file, None),
+        decryption=unlock_of(run.terminal, identity or [], None, identity_command=identity_command),
+        init_repository=init_repository,
     )
     run = with_limits(run, limit_upload, limit_download)
     home = run.home()
+    source, target = run.snapshots(home, source), run.snapshots(home, target)
+    _check_options(options, source, target)
+    if (passphrase_file or passphrase_command) and not any(map(has_trees, (source, target))):
+        raise UsageError(
+            "--passphrase-file: neither FROM nor TO is a repository, whose password it is"
+        )
     with run.terminal.progress() as progress:
         result = copy_snapshots(
             home,
-            run.snapshots(home, source),
-            run.snapshots(home, target),
+            source,
+            target,
             options,
             run.settings.environment,
             dry_run=dry_run,
@@ -107,3 +140,17 @@ def copy(
     total = size(sum(item.archive_bytes for item in result.copied))
     summary = f"{len(result.copied)} snapshots, {total}, copied to {result.target}"
     return Outcome(result, lambda terminal: terminal.line(summary, style="green"))
+
+
+def _check_options(options: "CopyOptions", source: Path, target: Path) -> None:
+    """Check that no option is without effect.
+
+    Raises:
+        UsageError: It is: the copy is not between an archive and a repository.
+    """
+    if options.encryption and (has_trees(target) or not has_trees(source)):
+        raise UsageError("--recipient: only for archives that are made from a repository")
+    if options.decryption and (has_trees(source) or not has_trees(target)):
+        raise UsageError("--identity: only for archives that are copied to a repository")
+    if options.init_repository and not has_trees(target):
+        raise UsageError(f"--init-repository: {target} is not a repository")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +59,9 @@ class Repository:
 
     def run(self, *words: object) -> str:
         """Run the engine itself."""
-        names = {"restic": "RESTIC_REPOSITORY", "borg": "BORG_REPO"}
         done = subprocess.run(
             [self.engine, *map(str, words)],
-            env={**os.environ, names[self.engine]: str(self.path)},
+            env=self._environment,
             capture_output=True,
             text=True,
             check=True,
@@ -83,6 +85,62 @@ class Repository:
             'for word in restore extract; do case " $* " in *" $word "*)\n'
             "  [ ! -f tree/manifest.json ] || printf x >> tree/manifest.json;; esac; done",
         )
+
+    def kill_parent(
+        self, directory: Path, patch: pytest.MonkeyPatch, number: int, moment: str
+    ) -> None:
+        """Kill the program that starts the engine, before or after a run of it by its number."""
+        count = directory / "count"
+        kill = "kill -9 $PPID; exit 1" if moment == "before" else "kill -9 $PPID"
+        at = f'if [ "$n" = {number} ]; then {kill}; fi\n'
+        counted = f'n=$(($(cat "{count}" 2>/dev/null || echo 0) + 1)); echo $n > "{count}"\n'
+        real = '"$REAL" "$@"; code=$?\n'
+        text = counted + (at + real if moment == "before" else real + at) + "exit $code"
+        self._script(directory, patch, text)
+
+    @property
+    def unlock_command(self) -> str:
+        """What removes the lock of a run that has ended."""
+        return {"restic": "restic unlock", "borg": "borg break-lock"}[self.engine]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock it for the block, as another run of the engine does."""
+        words = {"restic": ["check", "--no-cache"], "borg": ["with-lock", "::", "sleep", "60"]}
+        if self.engine == "restic":
+            files = self.path / "locks"
+            while not [*files.glob("?" * 64)]:  # its temporary name is longer
+                with self._started(*words["restic"]) as process:
+                    while process.poll() is None and not [*files.glob("?" * 64)]:
+                        time.sleep(0.001)
+                    process.kill()
+            yield
+            self.run("unlock")
+            return
+        with self._started(*words["borg"]) as process:
+            while not (self.path / "lock.exclusive").exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            try:
+                yield
+            finally:
+                process.terminate()
+        self.run("break-lock")
+
+    @contextlib.contextmanager
+    def _started(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+        with subprocess.Popen(
+            [self.engine, *words],
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            yield process
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        names = {"restic": "RESTIC_REPOSITORY", "borg": "BORG_REPO"}
+        return {**os.environ, names[self.engine]: str(self.path)}
 
     def _script(self, directory: Path, patch: pytest.MonkeyPatch, text: str) -> None:
         real = shutil.which(self.engine)

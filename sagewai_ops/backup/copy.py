@@ -1,7 +1,9 @@
-"""Copy finished snapshots to another directory or remote place, byte by byte.
+"""Copy finished snapshots to another directory or remote place.
 
-The bytes are hashed during the copy, compared with the hash in the metadata file, and read back
-from the target. The metadata file is written last: before that, the target has no new snapshot.
+An archive is copied byte by byte; between archives and repositories of engines, snapshots are
+converted (`conversion`). The bytes are hashed during the copy, compared with the hash in the
+metadata file, and read back from the target. The metadata file is written last: before that, the
+target has no new snapshot.
 """
 
 import contextlib
@@ -10,9 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sagewai_ops.archive.age import Decryption, Encryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import read_archive
+from sagewai_ops.backup.conversion import SOURCE_HASH, convert_to_archive, convert_to_tree
 from sagewai_ops.backup.create import check_directory, create_partial
+from sagewai_ops.backup.repository import store_tree
 from sagewai_ops.backup.upload import announced, require_object, sweep_uploads
 from sagewai_ops.errors import (
     DamagedError,
@@ -27,10 +32,10 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.path import has_trees, is_remote
+from sagewai_ops.remote.path import has_trees, is_remote, tree_store
 from sagewai_ops.remote.read_back import BlockHashes, ReadBack, read_back
 from sagewai_ops.snapshots import cards, catalog
-from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
+from sagewai_ops.snapshots.catalog import Snapshot, archive_name, list_snapshots, tree_name
 from sagewai_ops.snapshots.chain import record_absent
 from sagewai_ops.snapshots.mark import Mark, record_copy, write_mark
 from sagewai_ops.snapshots.trash import list_trash
@@ -47,12 +52,18 @@ class CopyOptions:
         allow_clear: Copy plain archives to a remote place.
         amount: How much of each archive is read back from a remote place; from a directory, all.
         wait_seconds: For another run on a target directory.
+        decryption: Of archives that are copied to a repository.
+        encryption: Of archives that are made from snapshots of a repository; None for plain ones.
+        init_repository: Create the target, a repository, if it does not exist.
     """
 
     newest: int | None = 1
     allow_clear: bool = False
     amount: ReadBack = field(default_factory=ReadBack)
     wait_seconds: float = 0.0
+    decryption: Decryption | None = None
+    encryption: Encryption | None = None
+    init_repository: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +126,9 @@ def copy_snapshots(
     """
     if source == target:
         raise UsageError(f"{source}: source and target are the same")
-    for place in (source, target):
-        if has_trees(place):
-            raise UsageError(f"{place}: a repository, whose snapshots are no archives")
     check_directory(home, target)
+    if has_trees(target) and not dry_run:
+        tree_store(target).prepare(create=options.init_repository)
     trust = trust_of(home, source, environment)
     known = list_snapshots(source)
     ids = ids_at_place(home, known, trust)
@@ -144,17 +154,20 @@ def copy_snapshots(
             is_same = _has_same_archive(item, there[item.id])
             problem = "its metadata file is not authentic" if is_same else "exists and differs"
             raise TargetBusyError(
-                f"{target / item.path.name}: {problem}; not overwritten",
+                f"{target / _name_in(item, target, options)}: {problem}; not overwritten",
                 hint=f"sagewai-ops snapshots verify {item.id} --snapshots {shell_word(target)}",
             )
     copied = []
     for item in missing:
-        path = target / item.path.name
-        count = item.size_bytes if dry_run else _copy(home, item, path, trust, options, progress)
-        copied.append(CopiedSnapshot(item.id, path, item.size_bytes, count))
-        if not dry_run:
-            record_copy(home, target, item.id, count)
-            _record(home, item, target, {*there, *(entry.id for entry in copied)}, environment)
+        path = target / _name_in(item, target, options)
+        if dry_run:
+            copied.append(CopiedSnapshot(item.id, path, item.size_bytes, item.size_bytes))
+            continue
+        with _in_form_of(target, item, options, trust, progress) as stored:
+            count = _copy(home, stored, path, trust, options, progress)
+        copied.append(CopiedSnapshot(item.id, path, stored.size_bytes, count))
+        record_copy(home, target, item.id, count)
+        _record(home, stored, target, {*there, *(entry.id for entry in copied)}, environment)
     present = tuple(item.id for item in chosen if item not in missing and item.id not in pruned)
     absent = tuple(item.id for item in chosen if item.id in pruned)
     return CopyReport(source, target, tuple(copied), present, absent)
@@ -170,6 +183,8 @@ def _is_present(item: Snapshot, there: dict[str, Snapshot]) -> bool:
 
 def _has_same_archive(item: Snapshot, other: Snapshot) -> bool:
     """Return whether size and hash are the same, as far as recorded."""
+    if _is_tree(item) != _is_tree(other):
+        return not other.is_truncated and bool(_hashes(item) & _hashes(other))
     return (
         not other.is_truncated
         and other.size_bytes == item.size_bytes
@@ -177,8 +192,44 @@ def _has_same_archive(item: Snapshot, other: Snapshot) -> bool:
     )
 
 
+def _is_tree(item: Snapshot) -> bool:
+    return item.path.name == tree_name(item.id)
+
+
+def _hashes(item: Snapshot) -> set[object]:
+    """Return the hashes of a snapshot, and of the form that it was converted from."""
+    return {item.card.get("archive_sha256"), item.card.get(SOURCE_HASH)} - {None}
+
+
+def _name_in(item: Snapshot, target: Path, options: CopyOptions) -> str:
+    """Return the name of a snapshot in a place."""
+    if has_trees(target):
+        return tree_name(item.id)
+    if has_trees(item.path):
+        return archive_name(item.id, is_encrypted=options.encryption is not None)
+    return item.path.name
+
+
+@contextlib.contextmanager
+def _in_form_of(
+    target: Path, item: Snapshot, options: CopyOptions, trust: Trust, progress: Progress | None
+) -> Iterator[Snapshot]:
+    """Return a snapshot as the target stores it: as it is, or converted for the block."""
+    if has_trees(target):
+        with convert_to_tree(item, target, options.decryption, trust, progress) as converted:
+            yield converted
+    elif has_trees(item.path):
+        with convert_to_archive(item, options.encryption, trust, progress) as converted:
+            yield converted
+    else:
+        yield item
+
+
 def _require_allowed(item: Snapshot, target: Path, options: CopyOptions) -> None:
-    if is_remote(target) and not item.is_encrypted and not options.allow_clear:
+    if has_trees(target):
+        return  # the engine encrypts
+    is_plain = options.encryption is None if has_trees(item.path) else not item.is_encrypted
+    if is_remote(target) and is_plain and not options.allow_clear:
         raise UsageError(
             f"snapshot {item.id}: not encrypted, and others can read a remote place",
             hint="sagewai-ops backup --recipient age1...  # or copy with --allow-clear",
@@ -193,7 +244,13 @@ def _copy(
     options: CopyOptions,
     progress: Progress | None,
 ) -> int:
-    """Copy an archive and its metadata file; return how many bytes were read back."""
+    """Copy a snapshot and its metadata file; return how many bytes were read back."""
+    if has_trees(path):
+        read_bytes = store_tree(path, item.path, item.size_bytes, options.amount, progress)
+        with uninterrupted():
+            content = _card(item, read_bytes, trust, path.name)
+            path.store.put(cards.card_path(path).name, content, replace=True)
+        return read_bytes
     sent, digest = BlockHashes(), hashlib.sha256()
 
     def pieces() -> Iterator[bytes]:
@@ -257,9 +314,14 @@ def _compare(path: Path, sent: BlockHashes, expected: bytes, count: Callable[[in
     return sent.size_bytes
 
 
-def _card(item: Snapshot, read_bytes: int | None, trust: Trust) -> bytes:
-    """Return the metadata file of a copy: authenticated again, or unchanged without a key."""
-    card = {name: value for name, value in item.card.items() if name != "read_back"}
+def _card(item: Snapshot, read_bytes: int | None, trust: Trust, name: str = "") -> bytes:
+    """Return the metadata file of a copy: authenticated again, or unchanged without a key.
+
+    Args:
+        name: Of the copy; "" for that of the source.
+    """
+    named = {"archive": name} if name else {}
+    card = {key: value for key, value in item.card.items() if key != "read_back"} | named
     if read_bytes is not None:
         card["read_back"] = {"bytes": read_bytes}
         if read_bytes < item.size_bytes:
@@ -267,7 +329,7 @@ def _card(item: Snapshot, read_bytes: int | None, trust: Trust) -> bytes:
     key: AuthenticationKey | None = trust.keys[0] if trust.keys else None
     if item.is_confirmed and key:
         return cards.encode_card(card, key)
-    return cards.encode_unchanged(item.card)
+    return cards.encode_unchanged({**item.card, **named})
 
 
 def _record(

@@ -33,6 +33,7 @@ from sagewai_ops.remote.store import TREE
 _OLDEST = (1, 2)
 _VERSION = re.compile(rb"borg (\d+)\.(\d+)")
 _ENGINE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}~[0-9]{20}")
+_CAUSE = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")  # in the last line of a traceback
 _CHUNKS = "fixed,65536"  # pages of a database keep their place
 _LOCK_SECONDS = "5"
 _WORDS = {  # in the names of borg's errors (`borg help errors`), in the order of their priority
@@ -211,4 +212,8 @@ def _text(line: str) -> tuple[str, str]:
         return line, ""
     if not isinstance(message, dict):
         return line, ""
-    return str(message.get("message") or line), str(message.get("msgid") or "")
+    text = str(message.get("message") or line)
+    if "Traceback" in text:
+        text = next(filter(_CAUSE.match, reversed(text.splitlines())), text)
+        return text, "Exception"
+    return text, str(message.get("msgid") or "")

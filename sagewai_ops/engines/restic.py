@@ -82,7 +82,11 @@ class Restic:
 
     def list(self) -> list[StoredObject]:
         """Return what this program stored."""
-        listed = self._json(self._read(["snapshots", "--json", "--tag", MARK]))
+        finished = self._read(["snapshots", "--json", "--tag", MARK])
+        # A snapshot that cannot be read is left out of the list, with success and a message.
+        if classify(finished.messages) is DamagedError:
+            raise failure("restic", finished, finished.messages, DamagedError, _HINTS[DamagedError])
+        listed = self._json(finished)
         if listed is None:
             return []
         if not isinstance(listed, list):

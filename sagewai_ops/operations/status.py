@@ -242,7 +242,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *_warn_of_size(newest),
             *_warn_of_omission(newest),
             *describe_skipped(own[own.index(good) + 1 if good else 0 :][-_SHOWN_DOUBTS:]),
-            *_warn_of_origin(known, newest, directory, trust.mark),
+            *(() if unlisted else _warn_of_origin(known, newest, directory, trust.mark)),
             *(
                 f"{operation} pending, interrupted before its end: sagewai-ops recover"
                 for operation in pending

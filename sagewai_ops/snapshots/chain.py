@@ -25,6 +25,7 @@ from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.trust import Trust, confirm
 
+SOURCE_MAC = "source_authentication"  # of a metadata file: the HMAC of what was converted
 _RECORD_KIND = "removed"
 _MOST_REMOVED = 1000
 _MOST_BYTES = 1024 * 1024
@@ -60,13 +61,18 @@ class VerifiedChain:
 
 @dataclass(frozen=True, slots=True)
 class _Link:
-    """A snapshot in the chain; the HMACs are in hex."""
+    """A snapshot in the chain; the HMACs are in hex.
+
+    Attributes:
+        source_mac: That of the form that it was converted from; "" if it was not.
+    """
 
     id: str
     sequence: int
     mac: str
     previous_id: str
     previous_mac: str
+    source_mac: str = ""
 
 
 def verify_chain(directory: Path, trust: Trust, decryption: Decryption | None) -> VerifiedChain:
@@ -213,6 +219,7 @@ def _read_link(
         str(card.get("authentication", "")),
         str(previous.get("id", "")),
         str(previous.get("mac", "")),
+        _source_mac(item),
     )
 
 
@@ -226,7 +233,11 @@ def _link_of(item: Snapshot, header: Header, mac: bytes, *, is_authentic: bool) 
     previous = previous_id(header)
     sequence = header.facts.get("sequence", 0)
     previous_hex = previous_mac(header).hex() if previous else ""
-    return _Link(header.id, sequence, mac.hex(), previous, previous_hex)
+    return _Link(header.id, sequence, mac.hex(), previous, previous_hex, _source_mac(item))
+
+
+def _source_mac(item: Snapshot) -> str:
+    return str(item.card.get(SOURCE_MAC, "")) if item.is_confirmed else ""
 
 
 def _follow(
@@ -236,7 +247,7 @@ def _follow(
     for number, link in enumerate(links):
         before = by_id.get(link.previous_id)
         if before:
-            if before.mac != link.previous_mac:
+            if link.previous_mac not in (before.mac, before.source_mac):
                 words = f"replaced: snapshot {link.id} followed another one of this id"
                 yield ChainFinding(before.id, words)
         elif link.previous_id in removed:

@@ -1,0 +1,166 @@
+"""A kill at each run of the engine, and faults of a repository: damage, a lock, a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine_repositories import PASSWORD, Repository, repository
+from home_writer import start
+from program import call, run
+from small_homes import rows_of, small
+
+__all__ = ["repository"]
+_SMALL_DISK_BYTES = 24 * 1024 * 1024
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A small home."""
+    root: Path = small(tmp_path / "home").root
+    return root
+
+
+def _ids(home: Path, repository: Repository) -> list[str]:
+    answer = call("--home", home, "snapshots", "list", "--json", *repository.words)
+    assert answer.code == 0, answer
+    return [item["id"] for item in answer.result["snapshots"]]
+
+
+@pytest.mark.parametrize(
+    ("repository", "moment"),
+    [("restic", "before"), ("restic", "after"), ("borg", "after")],
+    indirect=["repository"],
+)
+def test_after_a_kill_at_any_run_of_the_engine_the_list_has_only_whole_snapshots(
+    home: Path,
+    repository: Repository,
+    moment: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Before or after each run of the engine; the next backup succeeds, and so does a restore."""
+    assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    runs, kills = 2, 0  # the first one asks for the version
+    while True:
+        before = _ids(home, repository)
+        with monkeypatch.context() as patch:
+            repository.kill_parent(tmp_path / f"bin{runs}", patch, runs, moment)
+            answer = run("--home", home, "backup", *repository.words)
+        found = _ids(home, repository)
+        assert found[: len(before)] == before
+        if answer.code != -9:
+            break
+        kills += 1
+        for new in found[len(before) :]:
+            words = ("snapshots", "verify", new, *repository.words)
+            assert call("--home", home, *words).code == 0
+        runs += 1
+
+    assert answer.code == 0, answer
+    assert kills >= 4  # list, tree, comparison, card
+    target = ("--to", tmp_path / "new", "--install-key", home / "secrets/master.key")
+    restored = call("--home", home, "restore", "latest", *repository.words, *target)
+    assert restored.code == 0, restored
+    assert rows_of(tmp_path / "new/db/sagewai.db") == rows_of(home / "db/sagewai.db")
+    leftovers = [path.name for path in tmp_path.iterdir() if path.name.startswith(".sagewai")]
+    assert leftovers == []
+
+
+def test_damage_in_each_kind_of_file_is_found(
+    home: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A flipped byte in data, index or snapshots of restic, in segments of borg: 16, no home."""
+    monkeypatch.setenv("RESTIC_CACHE_DIR", str(tmp_path / "cache"))
+    assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    kinds = {"restic": ("data", "index", "snapshots"), "borg": ("data",)}[repository.engine]
+
+    for kind in kinds:
+        shutil.copytree(repository.path, tmp_path / "whole")
+        for path in (repository.path / kind).rglob("*"):
+            if path.is_file() and path.stat().st_size > 200:
+                path.chmod(0o600)
+                content = bytearray(path.read_bytes())
+                content[len(content) // 2] ^= 1
+                path.write_bytes(content)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        target = ("--to", tmp_path / kind, "--install-key", home / "secrets/master.key")
+        answer = call("--home", home, "restore", "latest", *repository.words, *target)
+        assert answer.code == 16, (kind, answer)
+        assert len(answer.err.splitlines()) == 2, (kind, answer)
+        assert not (tmp_path / kind).exists()
+        shutil.rmtree(repository.path)
+        (tmp_path / "whole").rename(repository.path)
+
+
+def test_a_locked_repository_is_exit_11_with_the_command_that_unlocks_it(
+    home: Path, repository: Repository
+) -> None:
+    """A lock of a run that has ended elsewhere; the engine's own command removes it."""
+    assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    with repository.locked():
+        locked = call("--home", home, "backup", *repository.words)
+        assert locked.code == 11, locked
+        assert repository.unlock_command in locked.err
+
+    assert call("--home", home, "backup", *repository.words).code == 0
+
+
+def test_a_full_disk_is_exit_13_and_the_next_run_continues(
+    home: Path, repository: Repository, small_disk: Path
+) -> None:
+    """The repository is on a file system with no space for the snapshot."""
+    full = Repository(repository.engine, small_disk / "repository")
+    assert call("--home", home, "backup", *full.words, "--init-repository").code == 0
+    before = _ids(home, full)
+    (home / "data/large.bin").write_bytes(os.urandom(2 * _SMALL_DISK_BYTES))
+
+    answer = call("--home", home, "backup", *full.words)
+
+    assert answer.code == 13, answer
+    (home / "data/large.bin").unlink()
+    # borg needs some 550 MB to remove what it could not complete.
+    more = "remount,size=1g"
+    subprocess.run(["mount", "-o", more, str(small_disk)], check=True)
+    assert _ids(home, full) == before
+    assert call("--home", home, "backup", *full.words, "--accept-change").code == 0
+
+
+def test_a_writer_of_200_commits_a_second_does_not_disturb_a_backup(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nights while Sagewai writes; what is restored is intact."""
+    if shutil.which("restic") is None:
+        pytest.skip("restic is not installed")
+    monkeypatch.setenv("RESTIC_PASSWORD", PASSWORD)
+    words = ("--engine", "restic", "--repository", tmp_path / "repository")
+    with start(home, rate=200):
+        answers = [call("--home", home, "backup", *words, "--init-repository") for _ in range(2)]
+
+    assert [answer.code for answer in answers] == [0, 0], answers
+    drill = call("--home", home, "drill", "latest", *words)
+    assert drill.code == 0, drill
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB; only root can mount one."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    options = f"size={_SMALL_DISK_BYTES}"
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
