@@ -61,7 +61,7 @@ from sagewai_ops.restore.to_sqlite import Built, build_database
 from sagewai_ops.schedule.installed import find_schedules
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD
-from sagewai_ops.snapshots.database_check import examine_database
+from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
 from sagewai_ops.snapshots.server_database import ServerFacts
 from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import printable, shell_word
@@ -287,7 +287,8 @@ def _import(work: _Work, stream: ServerStream, plan: ConversionPlan, stage: swap
     work.notes += built.conversion.warnings
     if options.purpose == PLAN or (work.findings and options.policy == FAIL):
         raise _UnchangedError
-    with _timed(work, "compare"):
+    with _timed(work, "compare"), examination_thread() as examine:
+        examined = examine(staged.database, "full")
         compare_database(
             stream.rows,
             plan,
@@ -297,7 +298,7 @@ def _import(work: _Work, stream: ServerStream, plan: ConversionPlan, stage: swap
             progress=work.progress,
         )
     with _timed(work, "check"):
-        _check(work, staged)
+        _check(work, staged, examined.result())
     _require_unused(work)
     stream.run(lambda server: _require_no_sessions(work, server))
     swap.swap(stage)
@@ -341,13 +342,12 @@ def _prepare(work: _Work, staged: Home, stage: swap.Staged) -> None:
         )
 
 
-def _check(work: _Work, staged: Home) -> None:
-    """Check the database that was built, and find what opens its encrypted values.
+def _check(work: _Work, staged: Home, report: DatabaseReport) -> None:
+    """Act on the check of the database that was built, and find what opens its encrypted values.
 
     Raises:
-        DamagedError: SQLite finds damage.
+        DamagedError: SQLite found damage.
     """
-    report = examine_database(staged.database)
     if report.integrity:
         raise DamagedError(
             f"database: {'; '.join(report.integrity[:3])}", hint="dmesg  # is the disk damaged?"

@@ -85,12 +85,11 @@ class _Comparison:
             DifferenceError: One differs.
         """
         table = self._plan.tables[block.table.name]
-        found = [] if block.is_too_large else sorted(self._rows(table, block), key=_place)
+        found = [] if block.is_too_large else self._rows(table, block)
         self._missing[block.table.name] += block.count - len(found)
         if not found:
             return
-        places = [place for place, _row in found]
-        sources = list(zip(*(row for _place, row in found), strict=True))
+        places, *sources = zip(*found, strict=True)
         for column, values in zip(table.columns, sources, strict=True):
             fields = block.column(column.place)
             if len(places) < block.count:
@@ -121,16 +120,16 @@ class _Comparison:
                 if self._connection.execute(query).fetchone() != (0,):
                     raise self._error(f"{name}.{column}")
 
-    def _rows(self, table: ConvertedTable, block: Block) -> Iterator[tuple[int, Sequence[Any]]]:
-        """Yield the rows that the database has, each after its place in the block."""
+    def _rows(self, table: ConvertedTable, block: Block) -> list[tuple[Any, ...]]:
+        """Return the rows that the database has, each after its place in the block, in order."""
         wanted = ", ".join(column.expression for column in table.columns)
-        query = f"SELECT rowid, {wanted} FROM {quoted(table.stored.name)} WHERE rowid"
+        name = quoted(table.stored.name)
         if table.number is None:
             first = block.first + 1
-            limits = (first, first + block.count - 1)
-            for rowid, *row in self._connection.execute(f"{query} BETWEEN ? AND ?", limits):
-                yield rowid - first, row
-            return
+            query = f"SELECT rowid - ?, {wanted} FROM {name} WHERE rowid BETWEEN ? AND ?"
+            values = (first, first, first + block.count - 1)
+            return self._connection.execute(f"{query} ORDER BY rowid", values).fetchall()
+        query = f"SELECT rowid, {wanted} FROM {name} WHERE rowid BETWEEN ? AND ?"
         places = {}
         for place, number in enumerate(block.column(table.number)):
             with contextlib.suppress(ValueError):  # a row that was omitted
@@ -142,18 +141,21 @@ class _Comparison:
             for place, number in enumerate(numbers)
             if place == 0 or number - numbers[place - 1] > _LARGEST_GAP
         ]
+        found = []
         for start, end in itertools.pairwise([*starts, len(numbers)]):
             limits = (numbers[start], numbers[end - 1])
-            for rowid, *row in self._connection.execute(f"{query} BETWEEN ? AND ?", limits):
+            for rowid, *row in self._connection.execute(query, limits):
                 if rowid in places:
-                    yield places[rowid], row
+                    found.append((places[rowid], *row))
+        return sorted(found, key=_place)
 
     def _error(self, what: str) -> DifferenceError:
         return DifferenceError(f"database: {printable(what)} differs from the {self._source}")
 
 
-def _place(found: tuple[int, Sequence[Any]]) -> int:
-    return found[0]
+def _place(found: tuple[Any, ...]) -> int:
+    place: int = found[0]
+    return place
 
 
 def _different(

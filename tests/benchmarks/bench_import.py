@@ -76,7 +76,7 @@ def _measure(server: Server, work: Path, rows: int, rounds: int, peer: str | Non
 
     def theirs() -> Cost:
         assert peer
-        plain = url.replace("postgres://", "postgresql://")
+        plain = url.replace("postgresql://", "postgresql+psycopg2://", 1)
         cost = measure([peer, plain, os.fspath(work / "back.db"), "--all"])
         (work / "back.db").unlink()
         return cost

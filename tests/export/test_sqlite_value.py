@@ -179,3 +179,32 @@ def test_ids_are_mapped_to_the_same_uuid(identifier: uuid.UUID) -> None:
 
     assert uuid_of(str(values[0])) == identifier
     assert len(str(values[0])) == (12 if identifier.int < 16**12 else 36)
+
+
+@given(st.lists(st.text("\\\\\tn1e.+-:", max_size=8), min_size=1, max_size=5))
+def test_columns_and_their_values_convert_alike(texts: list[str]) -> None:
+    """What is done to a whole column at once is what is done to each of its values."""
+    fields = [field(text) for text in texts]
+    for kind in ("text", "jsonb", "timestamptz", "double"):
+        for is_numeric in (False, True):
+            values, refusals = convert_column(Type(kind), fields, is_numeric=is_numeric)
+            single = [convert_column(Type(kind), [each], is_numeric=is_numeric) for each in fields]
+            assert values == [value for (value,), _refusals in single]
+            assert [each.row for each in refusals] == [
+                row for row, (_values, refused) in enumerate(single) if refused
+            ]
+
+
+MOMENTS = [b"2026-01-02 03:04:05+00", b"2026-01-02 03:04:05.06+00", b"0001-01-01 00:00:00+00"]
+
+
+@pytest.mark.parametrize("other", [b"infinity", b"2026-02-30 00:00:00+00", b"0001-01-01 BC", NULL])
+def test_one_value_among_many_is_refused_alone(other: bytes) -> None:
+    """The others of its column are converted."""
+    values, refusals = convert_column(Type("timestamptz"), [*MOMENTS, other])
+
+    assert values == [
+        *("2026-01-02 03:04:05.000000", "2026-01-02 03:04:05.060000"),
+        *("0001-01-01 00:00:00.000000", None),
+    ]
+    assert [each.row for each in refusals] == ([] if other == NULL else [3])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from interop.program import Ended, call, succeed
 from interop.server import running
 from postgres_server import Server, installations
 from postgres_server import running as running_postgres
+from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD
 from targets import counts_of, state_of
 
@@ -92,6 +95,34 @@ def test_sagewai_goes_on_in_sqlite_after_the_return(
 
     restore = ("restore", "latest", "--replace", "--to-sqlite")
     back = call(site.home, *restore, snapshots=snapshots, url=url)
+    postgres.drop(database)
+    reading = read_home(site.home)
+    with running(site.home, log) as sagewai:
+        client = Client(sagewai.url)
+        client.log_in()
+        listings, pages = client.listings(), client.pages()
+        client.create_each(NEW)
+        later = client.listings()
+
+    assert back.code == 0, back.answer
+    assert reading == site.reading
+    assert (_utc(listings), _utc(pages)) == (_utc(site.listings), _utc(site.pages))
+    for name, listing in later.items():
+        assert NEW in json.dumps(listing), name
+        assert MARKER in json.dumps(listing), name
+
+
+def test_sagewai_goes_on_in_sqlite_after_an_import(site: Site, postgres: Server, log: Path) -> None:
+    """In a home of `import-from-postgres` it reads and lists what it did before the move."""
+    database = postgres.create()
+    url = postgres.url(database)
+    succeed(site.home, "export-to-postgres", url)
+    with contextlib.closing(sqlite3.connect(site.home / "db/sagewai.db")) as connection:
+        for name in sqlite_head.tables():  # as if the home had always been on the server
+            connection.execute(f"DELETE FROM {name}")
+        connection.commit()
+
+    back = call(site.home, "import-from-postgres", url)
     postgres.drop(database)
     reading = read_home(site.home)
     with running(site.home, log) as sagewai:

@@ -42,7 +42,7 @@ from sagewai_ops.operations import import_from_postgres as importing
 from sagewai_ops.restore import to_sqlite as to_sqlite_module
 from sagewai_ops.restore.compare_sqlite import compare_database
 from sagewai_ops.schema import sqlite_head
-from sagewai_ops.snapshots.database_check import examine_database
+from sagewai_ops.snapshots import database_check
 from server_homes import ServerHome, content, make_server_home
 from small_homes import everything_of
 from step_counter import killed
@@ -519,12 +519,12 @@ def test_damage_that_sqlite_finds_is_16(
     small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database is checked whole before the rename."""
-    examine = examine_database
+    examine = database_check.examine_database
 
-    def damaged(path: Path) -> Any:
-        return replace(examine(path), integrity=("row 1 missing",))
+    def damaged(*words: Any) -> Any:
+        return replace(examine(*words), integrity=("row 1 missing",))
 
-    monkeypatch.setattr(importing, "examine_database", damaged)
+    monkeypatch.setattr(database_check, "examine_database", damaged)
 
     answer = bring_back(small, tmp_path / "back")
 

@@ -397,7 +397,9 @@ def test_other_value_is_20(
     home: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A conversion that changes a value is found by the comparison, and nothing is restored."""
-    monkeypatch.setitem(sqlite_value._CONVERTERS, "timestamptz", lambda _text: "2026-01-01")
+    monkeypatch.setitem(
+        sqlite_value._COLUMNS, "timestamptz", lambda texts: ["2026-01-01"] * len(texts)
+    )
 
     answer = to_sqlite(home, tmp_path / "copy")
 

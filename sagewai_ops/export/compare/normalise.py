@@ -112,8 +112,11 @@ def _element(text: str) -> str:
 
 def unescaped(value: bytes) -> bytes:
     """Undo the escapes of COPY."""
-    if b"\\" not in value:
+    count = value.count(b"\\")
+    if not count:
         return value
+    if 2 * value.count(b"\\\\") == count:  # every run is even: only backslashes are escaped
+        return value.replace(b"\\\\", b"\\")
     return _ESCAPED.sub(lambda match: _PLAIN[match[0]], value)
 
 

@@ -29,8 +29,10 @@ _LARGEST_INTEGER = 2**63 - 1
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _PLAIN = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d [0-2]\d:[0-5]\d:[0-5]\d(?:\.\d{1,6})?\+00", re.ASCII)
+_MOMENTS = re.compile(rf"{_MOMENT.pattern}(?:\n{_MOMENT.pattern})*", re.ASCII)
 _INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
 _DOUBLE = re.compile(r"-?(?:Infinity|\d+(?:\.\d+)?(?:e[+-]\d+)?)", re.ASCII)
+_PLAIN_DOUBLES = re.compile(r"\d+(?:\.\d+)?(?:\n\d+(?:\.\d+)?)*", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _ELEMENT = re.compile(r'(?:"((?:[^"\\]|\\.)*)"|([^{},"\\]+))(?:,(?!$)|$)', re.DOTALL)
 _BOOLEANS = {"t": 1, "f": 0}
@@ -38,6 +40,7 @@ _BOOLEANS = {"t": 1, "f": 0}
 _NUMBER = re.compile(
     r"[ \t\n\v\f\r]*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*", re.ASCII
 )
+_NUMBER_BEGINS = frozenset("0123456789+-. \t\n\v\f\r")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
 _CACHED_CHARACTERS = 200  # of the longest list that is cached
 
@@ -68,12 +71,15 @@ def convert_column(
     """
     texts, refusals = _texts(fields)
     convert = _CONVERTERS.get(kind.name)
-    if is_numeric and kind.name in _DOCUMENTS:
+    if is_numeric and kind.name in _DOCUMENTS and _have_numbers(texts):
         convert = functools.partial(_numeric, kind.name)
     if convert is None:
         return [*texts], refusals
     if kind.name == "integer" and not refusals and _are_digits(texts):
         return [int(text) for text in texts if text is not None], []
+    if kind.name in _COLUMNS and not refusals and None not in texts:
+        with contextlib.suppress(ValueError):  # something unusual: convert value by value
+            return _COLUMNS[kind.name](texts), []  # type: ignore[arg-type]
     values: list[Value] = []
     for row, text in enumerate(texts):
         try:
@@ -104,9 +110,17 @@ def _texts(fields: Sequence[bytes]) -> tuple[list[str | None], list[Unconvertibl
 
 
 def _unescaped(field: bytes) -> bytes:
-    if b"\\" not in field:
+    count = field.count(b"\\")
+    if not count:
         return field
+    if 2 * field.count(b"\\\\") == count:  # every run is even: only backslashes are escaped
+        return field.replace(b"\\\\", b"\\")
     return _ESCAPED.sub(lambda match: _PLAIN.get(match[1], match[1]), field)
+
+
+def _have_numbers(texts: Sequence[str | None]) -> bool:
+    """Return whether one of the texts begins as a number may; most columns have documents."""
+    return not {text[:1] for text in texts if text}.isdisjoint(_NUMBER_BEGINS)
 
 
 def _numeric(kind: str, text: str) -> Value:
@@ -207,6 +221,28 @@ def _convert_list(text: str) -> str:
     return json.dumps(elements)
 
 
+def _timestamps(texts: Sequence[str]) -> list[Value]:
+    """Convert a column of timestamps without NULL.
+
+    Raises:
+        ValueError: One has no conversion.
+    """
+    if not _MOMENTS.fullmatch("\n".join(texts)) or not all(map(_is_day, {t[:10] for t in texts})):
+        raise ValueError("not timestamps")
+    return [f"{text[:19]}.{text[20:-3]:0<6}" for text in texts]
+
+
+def _doubles(texts: Sequence[str]) -> list[Value]:
+    """Convert a column of numbers without NULL, sign and exponent.
+
+    Raises:
+        ValueError: One is another number, or none.
+    """
+    if not _PLAIN_DOUBLES.fullmatch("\n".join(texts)):
+        raise ValueError("not plain numbers")
+    return list(map(float, texts))
+
+
 _cached_list = functools.lru_cache(maxsize=256)(_convert_list)  # the same few occur in every row
 _DOCUMENTS = ("text", "json", "jsonb")
 _CONVERTERS: dict[str, Callable[[str], Value]] = {
@@ -216,4 +252,9 @@ _CONVERTERS: dict[str, Callable[[str], Value]] = {
     "boolean": _boolean,
     "integer": _integer,
     "double": _double,
+}
+# The same of whole columns.
+_COLUMNS: dict[str, Callable[[Sequence[str]], list[Value]]] = {
+    "timestamptz": _timestamps,
+    "double": _doubles,
 }
