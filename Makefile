@@ -112,7 +112,7 @@ demo: setup  ## Back up a home under load, restore and compare it (20 seconds).
 
 bench: setup  ## Measure next to the peers that are installed, print ratios (45 minutes).
 	@# All of them, even if one misses its goal, which is a failure.
-	@status=0; for name in backup engines owner perms db drill keys export server remote cli; do \
+	@status=0; for name in backup engines owner perms db drill keys export import server remote cli; do \
 	  $(BIN)/python tests/benchmarks/bench_$$name.py || status=1; done; exit $$status
 
 pictures: setup  ## Draw what a terminal shows into docs/pictures/ (20 seconds).

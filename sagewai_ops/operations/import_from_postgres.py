@@ -51,6 +51,7 @@ from sagewai_ops.keys.candidates import find_candidates
 from sagewai_ops.keys.trial_decryption import try_keys
 from sagewai_ops.operations.import_results import ImportedTable, ImportFiles, ImportResult
 from sagewai_ops.operations.init import DATA_PARTS
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.access import count_other_fleet
 from sagewai_ops.restore.compare_sqlite import compare_database
@@ -287,7 +288,13 @@ def _import(work: _Work, stream: ServerStream, plan: ConversionPlan, stage: swap
     work.notes += built.conversion.warnings
     if options.purpose == PLAN or (work.findings and options.policy == FAIL):
         raise _UnchangedError
-    with _timed(work, "compare"), examination_thread() as examine:
+    with (
+        _timed(work, "compare"),
+        ThreadPool(1, thread_name_prefix="sync") as pool,
+        examination_thread() as examine,
+    ):
+        # What waits for the disk and what runs in SQLite go on while the rows are compared.
+        synced = pool.submit(atomic.sync_tree, stage.content)
         examined = examine(staged.database, "full")
         compare_database(
             stream.rows,
@@ -297,6 +304,8 @@ def _import(work: _Work, stream: ServerStream, plan: ConversionPlan, stage: swap
             source="server",
             progress=work.progress,
         )
+        with translate_os_errors(stage.content):
+            synced.result()
     with _timed(work, "check"):
         _check(work, staged, examined.result())
     _require_unused(work)
