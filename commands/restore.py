@@ -448,6 +448,8 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
             "recorded": "as in the snapshot, checked at backup",
             "full": "as in the snapshot, checked",
         }[result.database_check or "full"]
+        if result.database_from:
+            check = f"of {_replica(result)}, checked"
         terminal.line(f"  database  {rows} rows, {check}")
     if result.server:
         terminal.line(f"  server    {_server(result)}, each compared")

@@ -71,6 +71,15 @@ def test_files_are_of_the_snapshot_and_rows_of_the_replica(home: Path) -> None:
     assert (home / "config/admin-state.json").read_text() == "{}"
 
 
+def test_the_summary_names_the_replica(home: Path) -> None:
+    """Its rows are not those of the snapshot."""
+    shown = call(
+        *("--home", home, "--verbose", "restore", "latest", "--replace"),
+        *("--database-from", "litestream", "--litestream-config", home.parent / "litestream.yml"),
+    )
+    assert f"rows, of litestream:{home / DATABASE}, last change at 20" in shown.out
+
+
 def test_a_moment_is_restored(home: Path) -> None:
     """The state before a change; to another directory, and the database alone."""
     time.sleep(1.1)  # the moment has seconds

@@ -86,8 +86,12 @@ def test_a_bucket_is_replicated_to(
         assert value not in configuration.read_text() or "SECRET" not in name
     litestream.replicate(configuration)
 
-    target = litestream.restored(configuration, home / DATABASE, tmp_path / "restored.db")
-    assert target.stat().st_size > 0
+    litestream.on_path(monkeypatch)
+    drilled = call(
+        *("--json", "--home", home, "drill", "--from", "litestream"),
+        *("--litestream-config", configuration),
+    )
+    assert (drilled.code, drilled.result["outcome"]) == (0, "proved")
 
 
 @pytest.mark.parametrize(
