@@ -179,6 +179,16 @@ def backup(
     accept_change: Annotated[
         bool, option(RUN, "--accept-change", "Accept that the home lost files or rows.")
     ] = False,
+    application_version: Annotated[
+        str | None,
+        option(
+            CONTENT,
+            "--application-version",
+            "Version of Sagewai to record (default: that of its package).",
+            "VERSION",
+            hidden=True,
+        ),
+    ] = None,
     allow_clear: HiddenAllowClearOption = False,
     read_back: HiddenReadBackOption = None,
     check: Annotated[
@@ -212,6 +222,7 @@ def backup(
     from sagewai_ops.backup.server import has_server
     from sagewai_ops.cli.credentials import lock_of
     from sagewai_ops.cli.database_url import with_database
+    from sagewai_ops.home.application import check_version
     from sagewai_ops.remote.path import has_trees, is_remote
     from sagewai_ops.remote.read_back import ReadBack
 
@@ -283,6 +294,7 @@ def backup(
         unencrypted=unencrypted,
         accepted=tuple(accept or ()),
         accept_change=accept_change,
+        application_version=check_version(application_version) if application_version else "",
         work_dir=work_dir,
         allow_clear=allow_clear,
         reads_all=read_back == "full",

@@ -391,6 +391,8 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
     terminal.line(f"  target    {result.target_state}")
     terminal.line(f"  restores  {result.files} files, {size(result.size_bytes)}")
     terminal.line(f"  origin    {_origin(result)}")
+    if result.application_version:
+        terminal.line(f"  written   by Sagewai {result.application_version}")
     what = "the whole home" if result.exchanged is None else ", ".join(result.exchanged)
     terminal.line(f"  replaces  {what}")
     terminal.line(
@@ -440,6 +442,8 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
     terminal.line(f"snapshot {result.snapshot}: restored to {result.target}", style="bold green")
     terminal.line(f"  files     {result.files}, {size(result.size_bytes)}, all verified")
     terminal.line(f"  origin    {_origin(result)}")
+    if result.application_version:
+        terminal.line(f"  written   by Sagewai {result.application_version}")
     if result.to_sqlite:
         terminal.line(f"  database  {result.converted_rows} rows converted, each compared")
     elif result.database:

@@ -83,6 +83,7 @@ _HEADER: Mapping[str, Shape] = {
     "host": is_text,
     "tool_version": is_text,
     "python_version": is_text,
+    "application_version": is_text,
     "key_custody": lambda value: value in ("exclude", "sealed"),
     "key_fingerprint": is_text,
     "schema_level": is_text,

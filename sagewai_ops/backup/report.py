@@ -43,6 +43,7 @@ class BackupOptions:
         is_automatic: Another command needs this snapshot: encrypt it like the newest one.
         accepted: Rules, and patterns of paths or tables, of causes that the user accepts.
         accept_change: The user intends what is missing since the newest good snapshot.
+        application_version: Of Sagewai; "" for that of its package, if it is found.
         without_database: Omit the database of a server.
         exclude_tables: Patterns on `table` and `schema.table` of the server to omit.
         work_dir: Where the database is copied; None for next to the home, or next to a plain
@@ -69,6 +70,7 @@ class BackupOptions:
     is_automatic: bool = False
     accepted: tuple[str, ...] = ()
     accept_change: bool = False
+    application_version: str = ""
     without_database: bool = False
     exclude_tables: tuple[str, ...] = ()
     work_dir: Path | None = None

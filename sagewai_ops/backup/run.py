@@ -53,6 +53,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
 )
 from sagewai_ops.fs.trust import report as report_once
+from sagewai_ops.home.application import find_version
 from sagewai_ops.home.paths import (
     DATABASE,
     LEGACY_MASTER_KEY,
@@ -354,6 +355,7 @@ class BackupRun:
                 )
 
     def _identity(self, level: str) -> dict[str, Any]:
+        application = self.options.application_version or find_version(self.options.key_environment)
         return {
             "sequence": self.sequence,
             "created_at": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",
@@ -362,6 +364,7 @@ class BackupRun:
             "host": socket.gethostname(),
             "tool_version": __version__,
             "python_version": platform.python_version(),
+            **({"application_version": application} if application else {}),
             "key_custody": self.options.custody,
             "key_fingerprint": self.key_fingerprint,
             "schema_level": level,

@@ -69,6 +69,7 @@ class SnapshotContent:
     host: str = ""
     tool_version: str = ""
     python_version: str = ""
+    application_version: str = ""
     key_custody: str = ""
     key_fingerprint: str = ""
     schema_level: str = ""

@@ -128,12 +128,11 @@ class RestorePlan:
         sealed: Number of encrypted values in the snapshot.
         has_database: Whether the snapshot has one that was copied and checked.
         is_on_server: Whether the database that Sagewai used is that of a server.
-        origin: The path of the home that the snapshot was taken of.
+        origin, application_version: Of the original home: its path, and Sagewai's version or "".
         revokes_sessions: Whether sessions and API tokens are revoked.
         rebinds_fleet: Whether the fleet's rows get the organisation id of the target's path.
         owner: The user who will own everything; "" for the owners that the snapshot records.
-        followed: Path in the target -> where a link of the original home led to, for what is
-            written in place of such a link.
+        followed: Path that is written in place of a link -> where the original link led to.
         outside_links: Path in the target -> the target of a link that leads out of the home.
         origin_state: Whether the snapshot is authentic.
         server: The database of a server that is restored too; None for files alone.
@@ -156,6 +155,7 @@ class RestorePlan:
     has_database: bool
     is_on_server: bool
     origin: str
+    application_version: str
     revokes_sessions: bool
     rebinds_fleet: bool
     owner: str
@@ -253,6 +253,7 @@ def build_plan(
         has_database=bool(facts.get("database")),
         is_on_server=header.facts.get("engine") == POSTGRESQL,
         origin=str(header.facts.get("home", "")),
+        application_version=str(header.facts.get("application_version", ""))[:64],
         revokes_sessions=options.revoke_sessions,
         rebinds_fleet=options.rebind_fleet,
         owner="" if options.same_owner else own_account().name,

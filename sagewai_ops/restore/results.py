@@ -53,6 +53,7 @@ class PlanResult:
         not_converted: What a home on SQLite cannot have, as far as it is known.
         database_from: The replica that the database comes from; "" for the snapshot.
         database_state_at: The time of its last change, as litestream writes it.
+        application_version: Of the Sagewai that wrote the data; "" if unknown.
     """
 
     snapshot: str
@@ -80,6 +81,7 @@ class PlanResult:
     not_converted: tuple[NotConverted, ...]
     database_from: str
     database_state_at: str
+    application_version: str
     warnings: tuple[str, ...] = field(metadata={"in_result": True})
 
     @classmethod
@@ -208,5 +210,6 @@ def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
         "server_tables": len(plan.server.tables) if plan.server else 0,
         "server_rows": plan.server.rows if plan.server else 0,
         "to_sqlite": plan.conversion is not None,
+        "application_version": plan.application_version,
         "not_converted": _not_converted(plan.conversion.findings if plan.conversion else ()),
     }
