@@ -9,7 +9,8 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.text import shell_word
+from sagewai_ops.errors import UsageError
+from sagewai_ops.text import printable, shell_word
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
@@ -59,6 +60,8 @@ Exit status:
   19  server or network failed
   20  the upgrade would change rows
 """
+_PLAN = "#!/bin/sh\n# The way back from an upgrade, written by sagewai-ops preflight.\n"
+_PLAN_MODE = 0o700  # a script of its owner
 _SHOWN = 10  # details of a check that people are shown; --json has all
 _STYLES = {"ok": "green", "skipped": "", "warning": "yellow"}
 
@@ -131,6 +134,16 @@ def preflight(
     sqlite: HiddenSqliteOption = False,
     scratch_url: HiddenScratchUrlOption = None,
     scratch_url_file: HiddenScratchUrlFileOption = None,
+    write_plan: Annotated[
+        Path | None,
+        option(
+            SNAPSHOTS,
+            "--write-plan",
+            "Write the commands that go back after the upgrade to this file.",
+            "FILE",
+            hidden=True,
+        ),
+    ] = None,
     scratch: WorkDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     strict: StrictOption = False,
@@ -142,8 +155,11 @@ def preflight(
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of, unlock_of
     from sagewai_ops.cli.database_url import scratch_server, with_database
+    from sagewai_ops.home.application import find_version
     from sagewai_ops.operations.preflight import PreflightOptions, run_preflight
 
+    if write_plan and no_snapshot:
+        raise UsageError("--write-plan: nothing to go back to with --no-snapshot")
     run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     encryption = (
@@ -181,7 +197,9 @@ def preflight(
     )
     with run.terminal.progress() as progress:
         done = run_preflight(home, options, progress=progress)
-    result = describe(done)
+    result = describe(done, find_version(run.settings.environment))
+    if write_plan and result.go_back:
+        _write_plan(write_plan, result)
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -191,8 +209,12 @@ def preflight(
     )
 
 
-def describe(done: "PreflightReport") -> PreflightResult:
-    """Return the result of a preflight."""
+def describe(done: "PreflightReport", application_version: str = "") -> PreflightResult:
+    """Return the result of a preflight.
+
+    Args:
+        application_version: Of the Sagewai that has written the home; "" if unknown.
+    """
     snapshot, drill = done.snapshot, done.drill
     is_proved = drill is not None and drill.outcome == "proved"
     return PreflightResult(
@@ -214,18 +236,46 @@ def describe(done: "PreflightReport") -> PreflightResult:
         snapshot=snapshot.id if snapshot else None,
         archive=snapshot.path if snapshot else None,
         proved_restorable_at=f"{drill.at:%Y-%m-%dT%H:%M:%SZ}" if drill and is_proved else None,
-        go_back=_commands_back(done),
+        go_back=_commands_back(done, application_version),
     )
 
 
-def _commands_back(done: "PreflightReport") -> tuple[str, ...]:
+def _commands_back(done: "PreflightReport", application_version: str) -> tuple[str, ...]:
     """Return the commands that restore the snapshot by its id: `latest` may be a newer one."""
     snapshot = done.snapshot
     if snapshot is None or snapshot.path is None:
         return ()
     directory = shell_word(snapshot.path.parent)
     restore = f"restore {snapshot.id} --replace --snapshots {directory}"
-    return ("# stop Sagewai", f"sagewai-ops --home {shell_word(done.home)} {restore}")
+    version = f"# install Sagewai {application_version}" if application_version else ""
+    command = f"sagewai-ops --home {shell_word(done.home)} {restore}"
+    return tuple(filter(None, ("# stop Sagewai", version, command)))
+
+
+def _write_plan(path: Path, result: PreflightResult) -> None:
+    """Write the commands that go back as a script; another script of the kind is replaced.
+
+    Raises:
+        TargetBusyError: The file has other content.
+    """
+    from sagewai_ops.errors import TargetBusyError
+    from sagewai_ops.fs import atomic
+    from sagewai_ops.fs.given_files import open_given_file, resolve_given_path
+
+    path = resolve_given_path(path)
+    try:
+        with open(open_given_file(path), "rb") as stream:
+            is_ours = stream.read(len(_PLAN)) == _PLAN.encode()
+    except FileNotFoundError:
+        is_ours = True
+    if not is_ours:
+        raise TargetBusyError(f"{path}: exists with other content", hint=f"rm {shell_word(path)}")
+    lines = [
+        _PLAN + f"# Home {printable(str(result.home))}, snapshot {result.snapshot}.",
+        "set -eu",
+    ]
+    content = "\n".join([*lines, *result.go_back, "# start Sagewai", ""])
+    atomic.replace(path, content.encode("utf-8", "surrogateescape"), mode=_PLAN_MODE)
 
 
 def show(terminal: Terminal, result: PreflightResult) -> None:

@@ -117,6 +117,36 @@ def test_a_home_in_order_is_ready_and_only_gets_a_snapshot(home: Path, tmp_path:
     assert sorted(os.listdir(archive.parent)) == [archive.name, f"{archive.name}.json"]
 
 
+def test_write_plan_writes_a_script_that_restores_the_snapshot(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It restores the snapshot, and names the Sagewai that wrote it; another file is kept."""
+    monkeypatch.setattr("sagewai_ops.home.application.find_version", lambda _environment: "1.0.1")
+    script, other = tmp_path / "go-back.sh", tmp_path / "other"
+    other.write_text("mine")
+    at_home = ("--home", home, "preflight", "--write-plan")
+
+    first = call(*at_home, script, "--json")
+    second = call(*at_home, script, "--json")
+    lines = script.read_text().splitlines()
+
+    assert (first.code, second.code) == (0, 0), second.out
+    assert lines[0] == "#!/bin/sh"
+    assert lines[3:] == ["set -eu", *second.result["go_back"], "# start Sagewai"]
+    assert "# install Sagewai 1.0.1" in lines
+    (home / "data/after").write_text("x")
+    ran = subprocess.run(
+        [script],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert ran.returncode == 0
+    assert not (home / "data/after").exists()
+    assert call(*at_home, other).code == 15
+    assert other.read_text() == "mine"
+    assert call(*at_home, script, "--no-snapshot").code == 2
+
+
 def test_without_a_snapshot_nothing_changes_at_all(home: Path, tmp_path: Path) -> None:
     """Not even the snapshot directory comes to be."""
     before = everything_of(tmp_path)

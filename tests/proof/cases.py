@@ -407,8 +407,11 @@ CASES = (
     Case(
         "preflight",
         beginnings.small,
-        lambda world: ("preflight", "--work-dir", world.out),
+        lambda world: (
+            *("preflight", "--work-dir", world.out, "--write-plan", world.out / "go-back.sh"),
+        ),
         code=EXIT_FINDINGS,
+        siblings=("out/go-back.sh",),
         takes_snapshot=True,
         has_verdicts=True,
     ),
