@@ -37,6 +37,7 @@ READ = {
         "--scratch-url-file",
         "--ping-url-file",
         "--notify-file",
+        "--credentials",
         "--undo",
         "--program",
         "--ssh-key",
