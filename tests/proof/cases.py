@@ -426,6 +426,7 @@ CASES = (
             *("schedule", "litestream", world.out / "replica", "--into", world.out),
             *("--program", world.out / "litestream"),
         ),
+        in_parts=True,
     ),
     *(_idle("schedule", kind) for kind in ("cron", "compose", "kubernetes", "systemd")),
     _idle("notify", "test", "--dry-run", "--notify", "https://h.example/secret"),
