@@ -183,6 +183,28 @@ def test_findings_change_nothing_or_are_set_apart(postgres: Server, tmp_path: Pa
     postgres.drop(made.database)
 
 
+def test_rows_that_no_snapshot_reads_are_findings(postgres: Server, tmp_path: Path) -> None:
+    """A table of another schema is one; a view is a warning."""
+    made = make_server_home(tmp_path / "home", postgres)
+    made.run(
+        "DELETE FROM workflow_events",
+        "CREATE MATERIALIZED VIEW own AS SELECT 1 AS x",
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.things AS SELECT 1 AS x",
+    )
+
+    refused = bring_back(made, tmp_path / "back", "--json")
+    answer = bring_back(made, tmp_path / "back", "--on-invalid", "quarantine", "--json")
+
+    assert (refused.code, answer.code) == (4, 3)
+    result = valid(answer)
+    (item,) = result["findings"]
+    assert (item["table"], item["kind"]) == ("other.things", "not-read")
+    assert any("own" in text for text in result["notes"])
+    assert (result["imported"], result["refused"], result["rows"]) == (True, 0, 50)
+    postgres.drop(made.database)
+
+
 def test_a_plan_changes_nothing(small: ServerHome, tmp_path: Path) -> None:
     """No file is left, also not of the directories above the target."""
     answer = bring_back(small, tmp_path / "a/b/back", "--plan", "--json")
