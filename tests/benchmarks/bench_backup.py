@@ -22,8 +22,10 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, os.fspath(REPOSITORY / "tests"))  # run as a script, without pytest's paths
 
+from benchmarks import large_home  # noqa: E402
 from benchmarks.peers import OURS, SCRIPT, Peer, installed, program, run, shell  # noqa: E402
 from benchmarks.stopwatch import Cost, best, machine, measure, tree_bytes, version  # noqa: E402
+from sagewai_ops.home.paths import DATABASE  # noqa: E402
 
 STARTS = 20  # runs of a program that only starts and ends; the best counts
 LIMITS = (
@@ -34,11 +36,16 @@ LIMITS = (
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """A home to be measured on: what to build, and how often to measure."""
+    """A home to be measured on: what to build, and how often to measure.
+
+    Attributes:
+        rows: That `large_home` adds to its database.
+    """
 
     title: str
     options: tuple[str, ...]
     rounds: int
+    rows: int = 0
 
 
 @dataclass(slots=True)
@@ -54,6 +61,7 @@ HOMES = (
     Home("300 MB", ("--size", "300M", "--journal", "everything"), 3),
     Home("2 GB", ("--size", "2G", "--journal", "everything"), 2),
     Home("2 GB, its -wal folded in", ("--size", "2G", "--journal", "tail"), 2),
+    Home("1,000,000 rows with their indexes", ("--journal", "none"), 2, 1_000_000),
     Home("100,000 small files", ("--small-files", "100000", "--journal", "everything"), 2),
 )
 
@@ -65,7 +73,8 @@ def main() -> int:
     if arguments.only:
         wanted = (OURS, SCRIPT, *arguments.only)
         peers = [peer for peer in peers if peer.name.startswith(wanted)]
-    homes = HOMES[:1] if arguments.quick else HOMES
+    homes = [home for home in HOMES if (arguments.home or "") in home.title]
+    homes = homes[:1] if arguments.quick else homes
     for line in missing:
         _log(line)
     print(f"Measured on {machine(REPOSITORY)}.\n")
@@ -84,7 +93,7 @@ def _report(home: Home, peers: Sequence[Peer], directory: Path, rounds: int) -> 
     """Build a home, take every contender through it in turns, and return the two tables."""
     _log(f"{home.title}: building")
     root = directory / "home"
-    built = _build(root, home.options)
+    built = _build(root, home)
     results = {peer.name: Result() for peer in peers}
     for number in range(rounds):
         for peer in peers:
@@ -131,14 +140,18 @@ def _round(peer: Peer, home: Path, work: Path, result: Result) -> None:
     shutil.rmtree(work)
 
 
-def _build(root: Path, options: Sequence[str]) -> dict[str, int]:
+def _build(root: Path, home: Home) -> dict[str, int]:
     done = subprocess.run(
-        [sys.executable, "-m", "home_builder", os.fspath(root), *options],
+        [sys.executable, "-m", "home_builder", os.fspath(root), *home.options],
         env={**os.environ, "PYTHONPATH": os.fspath(REPOSITORY / "fixtures")},
         stdout=subprocess.PIPE,
         check=True,
     )
     report: dict[str, int] = json.loads(done.stdout)
+    if home.rows:
+        report["bytes"] -= (root / DATABASE).stat().st_size
+        large_home.fill(root / DATABASE, home.rows)
+        report["bytes"] += (root / DATABASE).stat().st_size
     return report
 
 
@@ -198,8 +211,9 @@ def _log(text: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench_backup", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only the home of 300 MB")
+    parser.add_argument("--home", metavar="TEXT", help="only homes with this in their title")
     parser.add_argument("--only", action="append", metavar="PEER", help="this peer and the script")
-    parser.add_argument("--rounds", type=int, default=0, help="instead of 3, 2, 2 and 2")
+    parser.add_argument("--rounds", type=int, default=0, help="instead of each home's own number")
     parser.add_argument("--work", type=Path, metavar="DIR", help="on the disk to measure on")
     return parser
 

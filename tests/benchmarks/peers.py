@@ -120,7 +120,16 @@ def _peers(ours: str) -> list[Peer]:
             f'exec "{ours}" --home "$home" restore latest --snapshots "$work/snapshots"'
             ' --to "$target"',
             "snapshots",
-            proves="every byte read back; durable",
+            proves="every byte read back; database checked whole; durable",
+        ),
+        Peer(
+            f"{OURS}, six nights of seven",
+            f'exec "{ours}" --home "$home" backup --to "$work/snapshots" --level {LEVEL}'
+            " --check quick",
+            f'exec "{ours}" --home "$home" restore latest --snapshots "$work/snapshots"'
+            ' --to "$target" --check full',
+            "snapshots",
+            proves="every byte read back; database checked quickly, again at restore",
         ),
         Peer(SCRIPT, _COPY, _UNPACK, "home.tar.zst", programs=script, proves="nothing"),
         Peer(
