@@ -48,6 +48,7 @@ class Case:
         may_go_back: What it is to finish may also be undone, and that is well too.
         recover: What is to be run where it was interrupted between old and new.
         on_server: It needs a database on a server.
+        drops: In the names of what it may remove in any case, because it can be made again.
         takes_snapshot: A snapshot more may be there after each run.
         has_verdicts: It reports what fails in its table, and its exit code comes from there.
         moves_snapshots: Snapshots may leave the list; then they remain in the trash.
@@ -72,6 +73,7 @@ class Case:
     siblings: tuple[str, ...] = ()
     may_go_back: bool = False
     recover: Words = ()
+    drops: str = ""
     on_server: bool = False
     takes_snapshot: bool = False
     has_verdicts: bool = False
@@ -374,6 +376,7 @@ CASES = (
         _always("keys", "rotate", "--no-snapshot", "--yes"),
         codes_done=None,
         recover=RECOVER,
+        drops="litestream",
         probe=opened,
     ),
     Case(
