@@ -14,8 +14,10 @@ from sagewai_ops.text import size
 from .shared_options import (  # noqa: TID251 - a neighbour
     CopyDirOption,
     KeepWorkDirOption,
+    PassphraseCommandOption,
     RecipientOption,
     RecipientsFileOption,
+    RepositoryPassphraseOption,
     SnapshotsOption,
     SqliteOption,
     SqlOption,
@@ -23,6 +25,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     UrlFileOption,
     WriterWaitOption,
     keeper,
+    require_repository,
 )
 
 if TYPE_CHECKING:
@@ -142,6 +145,8 @@ def upgrade(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     unencrypted: UnencryptedOption = False,
+    passphrase_file: RepositoryPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     url_file: UrlFileOption = None,
     sqlite: SqliteOption = False,
     work_dir: CopyDirOption = None,
@@ -163,6 +168,7 @@ def upgrade(
 
     run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
+    require_repository(passphrase_file, passphrase_command, run.snapshots(home, snapshots))
     backup = BackupOptions(
         encryption=None
         if no_snapshot or unencrypted

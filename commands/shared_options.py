@@ -10,7 +10,7 @@ from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.key_commands import METAVAR
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS, option
 from sagewai_ops.errors import UsageError
-from sagewai_ops.remote.path import parse_place
+from sagewai_ops.remote.path import has_trees, parse_place
 
 if TYPE_CHECKING:
     from sagewai_ops.fs.tempdirs import Keep
@@ -116,6 +116,16 @@ OpeningPassphraseOption = Annotated[
 PassphraseCommandOption = Annotated[
     str | None, _key_command("--passphrase-command", "passphrase, its first line,")
 ]
+# Of commands that decrypt nothing: without a repository it is refused.
+RepositoryPassphraseOption = Annotated[
+    str | None,
+    option(
+        ENCRYPTION,
+        "--passphrase-file",
+        "Repository password, or --passphrase-command CMD.",
+        "FILE",
+    ),
+]
 IdentityCommandOption = Annotated[
     str | None, _key_command("--identity-command", "private key, an age identity file,")
 ]
@@ -207,6 +217,24 @@ def with_limits(run: Run, upload: int | None, download: int | None) -> Run:
         return run
     limited = replace(run.settings, limit_upload=upload, limit_download=download)
     return replace(run, settings=limited)
+
+
+def require_repository(file: str | None, command: str | None, *places: Path) -> None:
+    """Check that a password of a repository has one.
+
+    Args:
+        file, command: `--passphrase-file` and `--passphrase-command`.
+
+    Raises:
+        UsageError: None of the places is a repository.
+    """
+    if (file or command) and not any(map(has_trees, places)):
+        flag = "--passphrase-file" if file else "--passphrase-command"
+        shown = ", ".join(map(str, places))
+        raise UsageError(
+            f"{flag}: the password of a repository, not of {shown}",
+            hint="add --engine restic --repository R",
+        )
 
 
 def keeper(run: Run, requested: bool, work_dir: Path | None, snapshots: Path) -> "Keep | None":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.path import has_trees, parse_place
@@ -22,6 +22,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     ReadBackOption,
     RecipientOption,
     RecipientsFileOption,
+    RepositoryPassphraseOption,
+    require_repository,
     with_limits,
 )
 
@@ -64,10 +66,7 @@ def copy(
     recipients_file: RecipientsFileOption = None,
     identity: IdentityOption = None,
     identity_command: IdentityCommandOption = None,
-    passphrase_file: Annotated[
-        str | None,
-        option(ENCRYPTION, "--passphrase-file", "Password of a repository.", "FILE"),
-    ] = None,
+    passphrase_file: RepositoryPassphraseOption = None,
     passphrase_command: PassphraseCommandOption = None,
     init_repository: Annotated[
         bool,
@@ -118,10 +117,7 @@ def copy(
     home = run.home()
     source, target = run.snapshots(home, source), run.snapshots(home, target)
     _check_options(options, source, target)
-    if (passphrase_file or passphrase_command) and not any(map(has_trees, (source, target))):
-        raise UsageError(
-            "--passphrase-file: neither FROM nor TO is a repository, whose password it is"
-        )
+    require_repository(passphrase_file, passphrase_command, source, target)
     with run.terminal.progress() as progress:
         result = copy_snapshots(
             home,

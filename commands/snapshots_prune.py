@@ -16,7 +16,13 @@ from .retention_options import (  # noqa: TID251 - a neighbour
     warnings_of,
     with_policy,
 )
-from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    DirectoryWaitOption,
+    PassphraseCommandOption,
+    RepositoryPassphraseOption,
+    SnapshotsOption,
+    require_repository,
+)
 
 PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
 
@@ -57,6 +63,8 @@ def prune(
         bool,
         option(RETENTION, "--reclaim", "Remove data of a repository that no snapshot needs."),
     ] = False,
+    passphrase_file: RepositoryPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -68,6 +76,7 @@ def prune(
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
+    require_repository(passphrase_file, passphrase_command, directory)
     if reclaim and not has_trees(directory):
         raise UsageError(
             f"--reclaim: {directory} is not a repository",

@@ -11,7 +11,13 @@ from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
 
-from .shared_options import DirectoryWaitOption, SnapshotsOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    DirectoryWaitOption,
+    PassphraseCommandOption,
+    RepositoryPassphraseOption,
+    SnapshotsOption,
+    require_repository,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ def undelete(
     ] = None,
     everything: Annotated[bool, option(SNAPSHOTS, "--all", "All snapshots in .trash.")] = False,
     snapshots: SnapshotsOption = None,
+    passphrase_file: RepositoryPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -66,6 +74,7 @@ def undelete(
             "snapshots undelete: name snapshots, or use --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
+    require_repository(passphrase_file, passphrase_command, directory)
     paths = undelete(directory, names or (), dry_run=dry_run, wait_seconds=wait)
     if dry_run:
         return plan_outcome(f"move {path.name} back to {directory}" for path in paths)

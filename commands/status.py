@@ -13,9 +13,12 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    PassphraseCommandOption,
+    RepositoryPassphraseOption,
     SnapshotsOption,
     SqliteOption,
     UrlFileOption,
+    require_repository,
 )
 
 HELP = """Show layout, database, key and snapshots of a home.
@@ -43,6 +46,8 @@ def status(
         str | None,
         option(SNAPSHOTS, "--max-age", "Exit 4 if the newest good snapshot is older.", "SPAN"),
     ] = None,
+    passphrase_file: RepositoryPassphraseOption = None,
+    passphrase_command: PassphraseCommandOption = None,
     url_file: UrlFileOption = None,
     sqlite: SqliteOption = False,
 ) -> Outcome:
@@ -54,7 +59,9 @@ def status(
     run = with_database(run, url_file, sqlite=sqlite, required=False)
     oldest = subtract_span(run.started_at, max_age, "--max-age") if max_age else None
     home = run.home()
-    result = read_status(home, run.snapshots(home, snapshots), run.settings.environment)
+    directory = run.snapshots(home, snapshots)
+    require_repository(passphrase_file, passphrase_command, directory)
+    result = read_status(home, directory, run.settings.environment)
     findings = () if oldest is None else tuple(_too_old(result.snapshots, oldest))
     has_no_key = result.sealed and not result.opened
     return Outcome(

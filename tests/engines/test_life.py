@@ -105,10 +105,21 @@ def test_password_of_a_file_or_command_reaches_the_engine_through_no_argument(
         *("--home", home, "snapshots", "list", "--passphrase-command", f"cat {secret}"),
         *repository.words,
     )
+    others = [
+        call("--home", home, *words, "--passphrase-file", secret, *repository.words)
+        for words in (
+            ("snapshots", "prune", "--keep-last", "1"),
+            ("snapshots", "undelete", "--all"),
+            ("status", "--json"),
+            ("db", "upgrade"),
+        )
+    ]
     without = call("--home", home, "snapshots", "list", *repository.words)
 
     assert by_file.code in (0, 3), by_file
     assert by_command.code == 0, by_command
+    assert [answer.code for answer in others] == [0, 0, 0, 0], others
+    assert others[2].result["snapshots"]["newest"]
     assert (without.code, without.out) == (12, ""), without
     seen = record.read_text()
     assert seen.count("ARGUMENTS") > 3
@@ -206,6 +217,10 @@ def test_options_that_contradict_a_repository_are_refused(home: Path) -> None:
         ("backup", "--repository", "/none"),
         ("backup", "--engine", "kopia", "--repository", "/none"),
         ("snapshots", "list", *place, "--snapshots", "/elsewhere"),
+        ("snapshots", "prune", "--keep-last", "1", "--passphrase-file", "/none"),
+        ("snapshots", "undelete", "--all", "--passphrase-file", "/none"),
+        ("status", "--passphrase-command", "false"),
+        ("db", "upgrade", "--passphrase-file", "/none"),
         ("snapshots", "list", "--snapshots", "restic:rest:http://user:secret@host/"),
     ):
         answer = call("--home", home, *words)
