@@ -71,10 +71,10 @@ def list_snapshots(
       14  permission denied
       19  the remote place failed
     """
-    from sagewai_ops.backup.mirror import find_mirror
     from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
     from sagewai_ops.remote.path import has_trees
     from sagewai_ops.snapshots import catalog
+    from sagewai_ops.snapshots.mirror import find_mirror
     from sagewai_ops.snapshots.trash import list_trash
     from sagewai_ops.snapshots.trust import confirm, trust_of
 

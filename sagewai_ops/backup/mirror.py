@@ -12,7 +12,7 @@ is renamed for a moment, and the next run renames it back if this one is killed 
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Protocol
@@ -39,7 +39,6 @@ from sagewai_ops.fs.trust import report as report_once
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import mark_completed, uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.catalog import TREE
 from sagewai_ops.snapshots.ownership import Owner, owner_of, reason_foreign
@@ -49,19 +48,6 @@ from sagewai_ops.text import shell_word
 
 _PREVIOUS = ".sagewai-ops-tree-before"  # the previous mirror, between two renames
 _NEXT = ".sagewai-ops-tree-next"  # the new one, while the previous one is removed
-
-
-@dataclass(frozen=True, slots=True)
-class Mirror:
-    """The mirror of a snapshot directory.
-
-    Attributes:
-        created_at: UTC, as its header has it.
-    """
-
-    path: Path
-    id: str
-    created_at: str
 
 
 class Destination(Protocol):
@@ -78,14 +64,6 @@ class Destination(Protocol):
     def store(self, run: BackupRun, tree: Path, report: BackupReport) -> BackupReport:
         """Store the updated mirror; return the report of the snapshot there."""
         ...
-
-
-def find_mirror(directory: Path) -> Mirror | None:
-    """Read the header of the mirror in a snapshot directory; None if it is missing."""
-    header = None if is_remote(directory) else read_mirror_header(directory / TREE)
-    if header is None:
-        return None
-    return Mirror(directory / TREE, header.id, str(header.facts.get("created_at", "")))
 
 
 def update_mirror(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sagewai_ops.backup.mirror import Mirror
 from sagewai_ops.snapshots.catalog import Snapshot
+from sagewai_ops.snapshots.mirror import Mirror
 from sagewai_ops.snapshots.rebuild_cards import RebuildReport
 from sagewai_ops.snapshots.results import DrillRecord, drill_record
 from sagewai_ops.snapshots.server_database import POSTGRESQL, SQLITE, Engine

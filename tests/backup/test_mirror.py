@@ -21,7 +21,7 @@ from sagewai_ops.archive.age import Encryption
 from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import mirror, mirror_record
-from sagewai_ops.backup.mirror import find_mirror, update_mirror
+from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.errors import (
     DamagedError,
@@ -33,6 +33,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import DATABASE, locate
+from sagewai_ops.snapshots.mirror import find_mirror
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 
