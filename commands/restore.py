@@ -449,7 +449,7 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
     elif result.database:
         rows = sum(result.database.tables.values())
         check = {
-            "recorded": "as in the snapshot, checked at backup",
+            "recorded": f"as in the snapshot, {result.database.check} check at backup",
             "full": "as in the snapshot, checked",
         }[result.database_check or "full"]
         if result.database_from:

@@ -27,6 +27,7 @@ RESULTS = (
     "compared_with",
     "content",
     "verified_at",
+    "full_check_at",
 )
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content

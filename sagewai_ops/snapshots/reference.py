@@ -20,7 +20,7 @@ class Reference:
     """A good snapshot, and its content in numbers.
 
     Attributes:
-        full_check_at: As `DatabaseFacts` has it.
+        full_check_at: As `DatabaseFacts` has it; "" if damage of the database was found since.
     """
 
     id: str
@@ -36,17 +36,25 @@ def find_reference(home: Home, directory: Path, trust: Trust) -> Reference | Non
     """
     known = list_snapshots(directory)
     ids = ids_at_place(home, known, trust)
+    is_suspect = False
     for item in reversed(known):
         if item.home_id and item.home_id not in ids:
             continue
         (confirmed,) = confirm(directory, [item], trust)
-        if confirmed.doubt or confirmed.home_id not in ids or not confirmed.is_good:
+        if confirmed.doubt or confirmed.home_id not in ids:
             continue
-        content = _read_content(confirmed)
+        is_suspect |= _is_suspect(confirmed)
+        content = _read_content(confirmed) if confirmed.is_good else None
         if content:
-            full_check_at = str(confirmed.card.get("full_check_at", ""))
+            full_check_at = "" if is_suspect else str(confirmed.card.get("full_check_at", ""))
             return Reference(confirmed.id, content, full_check_at)
     return None
+
+
+def _is_suspect(snapshot: Snapshot) -> bool:
+    """Return whether damage was found in a snapshot, when it was created or in a drill."""
+    drill = snapshot.card.get("drill", {})
+    return snapshot.card.get("sound") is False or drill.get("outcome") == "failed"
 
 
 def content_of(reader: ArchiveReader) -> Content:

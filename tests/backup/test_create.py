@@ -36,6 +36,7 @@ from sagewai_ops.fs.removal import remove_tree
 from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots import cards, catalog, database_check
 from sagewai_ops.snapshots.omissions import Reason
+from sagewai_ops.snapshots.trust import keys_of
 from small_homes import everything_of, rows_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -583,9 +584,7 @@ def _disagree(path: Path) -> None:
         )
 
 
-def test_database_is_checked_whole_once_a_week(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_database_is_checked_whole_once_a_week(tmp_path: Path) -> None:
     """In between the indexes are not compared with their tables; the facts state when they were."""
     built = small(tmp_path / "home", journal="none")
     first = _back_up(built.root)
@@ -605,12 +604,35 @@ def test_database_is_checked_whole_once_a_week(
     assert quick.is_sound
     whole = _back_up(built.root, BackupOptions(check="full"))
     assert not whole.is_sound
-    # The next ones go by the last good snapshot, and report the damage as soon as they look.
-    monkeypatch.setattr("sagewai_ops.snapshots.database_check.FULL_CHECK_EVERY", timedelta(0))
-    due = _back_up(built.root)
-    assert not due.is_sound
-    assert due.database
-    assert due.database.check == "full"
+    # Damage that was found once is not forgotten by a quick check of the next night.
+    after = _back_up(built.root)
+    assert not after.is_sound
+    assert after.database
+    assert after.database.check == "full"
+
+
+@pytest.mark.parametrize("reason", ["age", "failed drill", "not authentic"])
+def test_database_is_checked_whole_before_the_week_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """After seven days, damage, or a metadata file that anyone may have written."""
+    built = small(tmp_path / "home", journal="none")
+    first = _back_up(built.root)
+    assert first.path
+    card = dict(cards.read_card(first.path))
+    if reason == "age":
+        monkeypatch.setattr("sagewai_ops.snapshots.database_check.FULL_CHECK_EVERY", timedelta(0))
+    elif reason == "failed drill":
+        key = keys_of(locate(built.root, {}), {})[0]
+        cards.write_card(first.path, {**card, "drill": {"outcome": "failed"}}, key)
+    else:
+        del card["mac"]
+        cards.write_card(first.path, card)
+
+    second = _back_up(built.root)
+
+    assert second.database
+    assert second.database.check == "full"
 
 
 @pytest.mark.parametrize(

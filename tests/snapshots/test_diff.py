@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,26 @@ def test_a_damaged_archive_gets_no_card_that_says_it_holds(
     assert cards.card_path(first).exists() is with_card
     assert first.name[8:30] in answer.document["warnings"][0]
     assert _facts(cards.card_path(second))["complete"] is True
+
+
+def test_a_card_that_anyone_may_have_written_replaces_no_verification(
+    world: tuple[BuiltHome, Path, Path], tmp_path: Path
+) -> None:
+    """It has the hash of the damaged archive, and no HMAC: it gets none, the archive is damaged."""
+    first, _second = _copied(world, tmp_path)
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 1
+    first.write_bytes(content)
+    forged = {**_facts(cards.card_path(first)), "archive_sha256": sha256(content).hexdigest()}
+    forged.pop("mac")
+    cards.card_path(first).write_text(json.dumps(forged))
+
+    words = ("snapshots", "list", "--rebuild", "--snapshots", tmp_path, "--json")
+    answer = call("--home", world[0].root, *words)
+
+    assert answer.code == 4
+    assert len(answer.result["rebuilt"]["damaged"]) == 1
+    assert _facts(cards.card_path(first)) == forged
 
 
 def test_an_encrypted_archive_needs_its_identity(
