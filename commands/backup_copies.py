@@ -70,7 +70,7 @@ def copy_to(
     )
     policy = policy_of(run.settings.retention_of(target))
     if policy.is_empty:
-        return Copy(result)
+        return Copy(result, copied.warnings)
     try:
         pruned = describe_prune(
             prune(
@@ -84,9 +84,9 @@ def copy_to(
     except OpsError as error:
         problem = f"retention of {target}: not applied, {error.message}"
         result = replace(result, problem=problem, retention=RetentionResult(False, problem))
-        return Copy(result, (problem,), EXIT_INCOMPLETE)
+        return Copy(result, (*copied.warnings, problem), EXIT_INCOMPLETE)
     result = replace(result, retention=RetentionResult.build(pruned))
-    return Copy(result, warnings_of(pruned), exit_code_of(pruned))
+    return Copy(result, (*copied.warnings, *warnings_of(pruned)), exit_code_of(pruned))
 
 
 def _not_copied(target: Path, message: str) -> Copy:

@@ -135,7 +135,11 @@ def copy(
         )
     total = size(sum(item.archive_bytes for item in result.copied))
     summary = f"{len(result.copied)} snapshots, {total}, copied to {result.target}"
-    return Outcome(result, lambda terminal: terminal.line(summary, style="green"))
+    return Outcome(
+        result,
+        lambda terminal: terminal.line(summary, style="green"),
+        warnings=result.warnings,
+    )
 
 
 def _check_options(options: "CopyOptions", source: Path, target: Path) -> None:

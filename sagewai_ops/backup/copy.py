@@ -49,7 +49,7 @@ class CopyOptions:
 
     Attributes:
         newest: Copy so many of the newest snapshots of the home; None for all.
-        allow_clear: Copy plain archives to a remote place.
+        allow_clear: Copy plain archives, or to a repository without encryption, to a remote place.
         amount: How much of each archive is read back from a remote place; from a directory, all.
         wait_seconds: For another run on a target directory.
         decryption: Of archives that are copied to a repository.
@@ -89,6 +89,7 @@ class CopyReport:
         source, target: Directories or remote places.
         present: Ids of the snapshots that the target had already.
         pruned: Ids of those in the trash of the target: they are not copied again.
+        warnings: About the target.
     """
 
     source: Path
@@ -96,6 +97,7 @@ class CopyReport:
     copied: tuple[CopiedSnapshot, ...]
     present: tuple[str, ...]
     pruned: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def copy_snapshots(
@@ -118,7 +120,8 @@ def copy_snapshots(
 
     Raises:
         NotFoundError: There is no such snapshot, or no such remote place.
-        UsageError: Both are the same; a plain archive would be in a remote place.
+        UsageError: Both are the same; a plain archive would be in a remote place, or in a remote
+            repository without encryption.
         DamagedError: An archive differs from its hash; the target has no part of it.
         TargetBusyError: The target has another archive of this name.
         LockedError, NoSpaceError, PermissionDeniedError, RemoteError: It cannot be copied; the
@@ -127,8 +130,11 @@ def copy_snapshots(
     if source == target:
         raise UsageError(f"{source}: source and target are the same")
     check_directory(home, target)
+    warnings: tuple[str, ...] = ()
     if has_trees(target) and not dry_run:
-        tree_store(target).prepare(create=options.init_repository)
+        warnings = tree_store(target).prepare(
+            create=options.init_repository, allow_clear=options.allow_clear
+        )
     trust = trust_of(home, source, environment)
     known = list_snapshots(source)
     ids = ids_at_place(home, known, trust)
@@ -170,7 +176,7 @@ def copy_snapshots(
         _record(home, stored, target, {*there, *(entry.id for entry in copied)}, environment)
     present = tuple(item.id for item in chosen if item not in missing and item.id not in pruned)
     absent = tuple(item.id for item in chosen if item.id in pruned)
-    return CopyReport(source, target, tuple(copied), present, absent)
+    return CopyReport(source, target, tuple(copied), present, absent, warnings)
 
 
 def _is_present(item: Snapshot, there: dict[str, Snapshot]) -> bool:
@@ -227,7 +233,7 @@ def _in_form_of(
 
 def _require_allowed(item: Snapshot, target: Path, options: CopyOptions) -> None:
     if has_trees(target):
-        return  # the engine encrypts
+        return  # `prepare` has checked it
     is_plain = options.encryption is None if has_trees(item.path) else not item.is_encrypted
     if is_remote(target) and is_plain and not options.allow_clear:
         raise UsageError(

@@ -31,6 +31,12 @@ from sagewai_ops.text import shell_word
 FIELD = "recipients"  # of a metadata file
 
 
+def has_plain_history(home: Home, directory: Path, environment: Mapping[str, str]) -> bool:
+    """Return whether the home's newest snapshot in a remote place is its own and not encrypted."""
+    newest = _newest(home, directory)
+    return newest is not None and _is_own(home, directory, newest, environment)
+
+
 def with_encryption(home: Home, directory: Path, options: BackupOptions) -> BackupOptions:
     """Return the options, encrypted like the newest snapshot of the home in a directory.
 
@@ -43,12 +49,7 @@ def with_encryption(home: Home, directory: Path, options: BackupOptions) -> Back
     if newest is None:
         return options
     if not newest.is_encrypted:
-        # In a remote place others may write, too: a plain archive allows more of them only with
-        # the HMAC of this home.
-        keys = keys_of(home, options.key_environment)
-        mark = read_mark(home, directory, options.key_environment)
-        is_newest = not mark or newest.sequence >= mark.sequence
-        is_own = options.is_automatic and is_newest and is_authentic(newest.card, keys)
+        is_own = options.is_automatic and _is_own(home, directory, newest, options.key_environment)
         return replace(options, allow_clear=options.allow_clear or is_own)
     if options.is_automatic:
         keys = keys_of(home, options.key_environment)
@@ -70,6 +71,18 @@ def record(
         return {}
     facts = {"id": snapshot_id, "keys": list(encryption.recipients)}
     return {FIELD: {**facts, "mac": key.record_mac(FIELD, facts)}}
+
+
+def _is_own(home: Home, directory: Path, newest: Snapshot, environment: Mapping[str, str]) -> bool:
+    """Return whether this home wrote its newest snapshot, which is not encrypted.
+
+    In a remote place others may write, too: a plain archive allows more of them only with the HMAC
+    of this home.
+    """
+    mark = read_mark(home, directory, environment)
+    is_newest = not mark or newest.sequence >= mark.sequence
+    is_plain = not newest.is_encrypted
+    return is_plain and is_newest and is_authentic(newest.card, keys_of(home, environment))
 
 
 def _newest(home: Home, directory: Path) -> Snapshot | None:

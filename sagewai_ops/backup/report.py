@@ -104,6 +104,7 @@ class BackupReport:
         last_read_at: When the oldest of these was read; None without one.
         quality: Whether it is complete, sound and plausible.
         read_back_bytes: How much of an archive in a remote place was read back; else None.
+        warned: What was noticed about the place.
     """
 
     id: str
@@ -137,6 +138,7 @@ class BackupReport:
     server: ServerFacts | None = None
     without_database: bool = False
     read_back_bytes: int | None = None
+    warned: tuple[str, ...] = ()
 
     @property
     def losses(self) -> tuple[Omission, ...]:
@@ -160,6 +162,7 @@ class BackupReport:
 
     def warnings(self) -> Iterator[str]:
         """Yield a line for each cause why the snapshot is not good, and for unused patterns."""
+        yield from self.warned
         closed = [cause for cause in self.quality.omitted if cause.rule == _UNOPENED]
         if len(closed) > 1:  # usually one lost key
             yield (

@@ -18,6 +18,7 @@ from sagewai_ops.archive.open import name_damaged
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.archive.repository_reader import open_repository
 from sagewai_ops.backup.mirror import update_mirror
+from sagewai_ops.backup.recipients import has_plain_history
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, OpsError, UsageError
@@ -56,7 +57,7 @@ def store_snapshot(
         progress: As for `create_snapshot`.
 
     Raises:
-        UsageError: An option for archives only.
+        UsageError: An option for archives only; the repository is remote and not encrypted.
         NotFoundError: The engine is not installed, or the repository does not exist.
         KeyMissingError: The password is missing or wrong.
         LockedError: The home or the repository is locked.
@@ -89,10 +90,17 @@ class _Repository:
         self._place = place
         self._options = options
         self._progress = progress
+        self._warnings: tuple[str, ...] = ()
 
     def begin(self) -> None:
         """Check that the repository can be used, and remove what killed runs left."""
-        tree_store(self._place).prepare(create=self._options.init_repository)
+        allow_clear = self._options.allow_clear or (
+            self._options.is_automatic
+            and has_plain_history(self._home, self._place, self._options.key_environment)
+        )
+        self._warnings = tree_store(self._place).prepare(
+            create=self._options.init_repository, allow_clear=allow_clear
+        )
         sweep_repository(self._place)
 
     def configure(self, run: BackupRun) -> None:
@@ -105,7 +113,7 @@ class _Repository:
     def store(self, run: BackupRun, tree: Path, report: BackupReport) -> BackupReport:
         """Store the mirror, compare it, then store its card."""
         path = self._place / catalog.tree_name(run.id)
-        report = replace(report, path=path, format="directory")
+        report = replace(report, path=path, format="directory", warned=self._warnings)
         card = run.card(report)
         amount = self._options.read_back
         count = store_tree(path, tree, run.archive_bytes, amount, self._progress)

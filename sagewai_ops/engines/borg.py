@@ -11,6 +11,7 @@ from typing import Any
 from sagewai_ops.engines.engine import (
     MARK,
     MOST_FILE_BYTES,
+    Listing,
     StoredObject,
     classify,
     failure,
@@ -36,6 +37,7 @@ _ENGINE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}~[0-9]{20}")
 _CAUSE = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")  # in the last line of a traceback
 _CHUNKS = "fixed,65536"  # pages of a database keep their place
 _LOCK_SECONDS = "5"
+_CLEAR_MODES = ("none", "authenticated", "authenticated-blake2")  # of `borg init --encryption`
 _WORDS = {  # in the names of borg's errors (`borg help errors`), in the order of their priority
     "PassphraseWrong": KeyMissingError,
     "PasscommandFailure": KeyMissingError,
@@ -102,12 +104,14 @@ class Borg:
             raise TargetBusyError(f"borg: {shown(_text(finished.messages[0])[0])}")
         self._check(finished)
 
-    def list(self) -> list[StoredObject]:
+    def list(self) -> Listing:
         """Return what this program stored."""
         finished = self._run(["list", "--json", "--format", "{comment}"])
         try:
-            archives = json.loads(finished.output)["archives"]
-            return [found for item in archives if (found := _parse(item))]
+            listed = json.loads(finished.output)
+            mode = listed["encryption"]["mode"]
+            objects = [found for item in listed["archives"] if (found := _parse(item))]
+            return Listing(objects, is_encrypted=mode not in _CLEAR_MODES)
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise OpsError("borg: list of an unknown form", hint="borg --version") from error
 

@@ -94,6 +94,19 @@ class StoredObject:
         return self.name.endswith(f".{TREE}")
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What an engine lists of a repository.
+
+    Attributes:
+        objects: Everything that this program stored, in the engine's order.
+        is_encrypted: Whether the engine encrypts what it stores there.
+    """
+
+    objects: list[StoredObject]
+    is_encrypted: bool = True
+
+
 class Engine(Protocol):
     """A program that stores versions of files without duplicates, encrypted, in a repository.
 
@@ -124,8 +137,8 @@ class Engine(Protocol):
         """
         ...
 
-    def list(self) -> list[StoredObject]:
-        """Return everything that this program stored, in the engine's order."""
+    def list(self) -> Listing:
+        """Return everything that this program stored."""
         ...
 
     def store_tree(

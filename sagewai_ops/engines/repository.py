@@ -108,6 +108,7 @@ class RepositoryStore:
         self._scratch = scratch
         self._opened: Engine | None = None
         self._objects: _Objects | None = None
+        self._is_encrypted = True
         self._cache = _Cache(connection)
 
     @property
@@ -155,14 +156,18 @@ class RepositoryStore:
     def close(self) -> None:
         """Do nothing: no engine runs between calls."""
 
-    def prepare(self, *, create: bool) -> bool:
+    def prepare(self, *, create: bool, allow_clear: bool) -> tuple[str, ...]:
         """Check that the repository can be used, or create it, and forget replaced objects.
 
         Args:
             create: Whether it may be created.
+            allow_clear: Whether it may be remote and not encrypted.
 
         Returns:
-            Whether it was created.
+            Warnings.
+
+        Raises:
+            UsageError: It is both, and `allow_clear` is false.
         """
         try:
             self._all()
@@ -173,9 +178,10 @@ class RepositoryStore:
                 raise
             self._engine().initialise()
             self._objects = []
-            return True
+            return ()
+        warnings = self._check_encryption(allow_clear=allow_clear)
         self._forget(self._superseded())
-        return False
+        return warnings
 
     def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
         """Store the directory `tree` of a directory as an object."""
@@ -211,11 +217,23 @@ class RepositoryStore:
     def _all(self) -> _Objects:
         if self._objects is None:
             try:
-                self._objects = self._engine().list()
+                listing = self._engine().list()
             except NotFoundError as error:
                 raise self._not_initialised(error) from error
+            self._objects, self._is_encrypted = listing.objects, listing.is_encrypted
             self._cache.keep(self._objects)
         return self._objects
+
+    def _check_encryption(self, *, allow_clear: bool) -> tuple[str, ...]:
+        if self._is_encrypted:
+            return ()
+        if allow_clear or os.path.isabs(self._connection.repository):
+            return (f"{self.address}: a repository without encryption, readable with its files",)
+        raise UsageError(
+            f"{self.address}: the repository is not encrypted, and others can read a remote place",
+            hint="sagewai-ops backup --engine borg --repository NEW --init-repository"
+            "  # or --allow-clear",
+        )
 
     def _not_initialised(self, error: NotFoundError) -> NotFoundError:
         """Return an error with the command that creates this repository, if the engine runs."""

@@ -12,6 +12,7 @@ from typing import Any
 from sagewai_ops.engines.engine import (
     MARK,
     MOST_FILE_BYTES,
+    Listing,
     StoredObject,
     classify,
     failure,
@@ -80,18 +81,18 @@ class Restic:
             raise TargetBusyError(f"restic: {shown(finished.messages[0])}")
         self._check(finished)
 
-    def list(self) -> list[StoredObject]:
-        """Return what this program stored."""
+    def list(self) -> Listing:
+        """Return what this program stored; restic always encrypts."""
         finished = self._read(["snapshots", "--json", "--tag", MARK])
         # A snapshot that cannot be read is left out of the list, with success and a message.
         if classify(finished.messages) is DamagedError:
             raise failure("restic", finished, finished.messages, DamagedError, _HINTS[DamagedError])
         listed = self._json(finished)
         if listed is None:
-            return []
+            return Listing([])
         if not isinstance(listed, list):
             raise self._unknown("snapshots")
-        return [found for item in listed if (found := self._parse(item))]
+        return Listing([found for item in listed if (found := self._parse(item))])
 
     def store_tree(
         self, directory: Path, name: str, size_bytes: int, digest: str, parent: StoredObject | None

@@ -135,8 +135,15 @@ class TreeStore(Protocol):
     LockedError (11), DamagedError (16) and NoSpaceError (13).
     """
 
-    def prepare(self, *, create: bool) -> bool:
-        """Check that the repository can be used, or create it; return whether it was created."""
+    def prepare(self, *, create: bool, allow_clear: bool) -> tuple[str, ...]:
+        """Check that the repository can be used, or create it; return warnings.
+
+        Args:
+            allow_clear: Whether it may be remote and not encrypted.
+
+        Raises:
+            UsageError: It is both, and `allow_clear` is false.
+        """
         ...
 
     def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
