@@ -77,9 +77,13 @@ def with_repository(settings: Settings, terminal: Terminal, options: Mapping[str
 
     def password() -> str:
         from sagewai_ops.cli.credentials import read_password
+        from sagewai_ops.engines.secrets import refuse_roots_secret
 
         if file == "-":
             raise UsageError("--passphrase-file -: not possible for a repository")
+        if command or not os.access(str(file), os.R_OK):
+            what = "--passphrase-command" if command else f"--passphrase-file {file}"
+            refuse_roots_secret("engine", what)
         return read_password(terminal, file, command)
 
     if file or command:

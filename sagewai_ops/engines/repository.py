@@ -10,6 +10,7 @@ hashes of the content (restic), or unique (borg), and their content is authentic
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -24,8 +25,12 @@ from sagewai_ops.engines.borg import Borg
 from sagewai_ops.engines.engine import Engine, StoredObject
 from sagewai_ops.engines.process import Access, engine_environment
 from sagewai_ops.engines.restic import Restic
+from sagewai_ops.engines.secrets import refuse_roots_secrets
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.fs.given_files import path_owners, resolve_given_path
+from sagewai_ops.fs.trust import is_trusted_directory
+from sagewai_ops.remote.address import REPOSITORY_VARIABLES
 from sagewai_ops.remote.store import Deletion, ObjectFacts, Upload
 from sagewai_ops.text import shell_word
 
@@ -61,8 +66,11 @@ def open_engine(connection: Connection) -> Engine:
 
     Raises:
         KeyMissingError, NotFoundError, UsageError: The password cannot be read.
+        PermissionDeniedError: Root's secrets would reach the user whose rights this process took.
     """
     environment = engine_environment(connection.environment)
+    variable = REPOSITORY_VARIABLES[connection.engine]
+    refuse_roots_secrets(connection.engine, {**environment, variable: connection.repository})
     password = connection.password() if connection.password else ""
     upload, download = connection.upload_kib, connection.download_kib
     if connection.engine == "restic":
@@ -297,10 +305,10 @@ class _Cache:
 
     def read(self, stored: StoredObject) -> bytes | None:
         """Return the content of an object; None if it is not in the cache."""
-        if self._directory is None or stored.size_bytes > _MOST_CACHED_BYTES:
+        if stored.size_bytes > _MOST_CACHED_BYTES:
             return None
         with contextlib.suppress(OSError):
-            descriptor = beneath.open_file(self._directory / _cache_name(stored))
+            descriptor = beneath.open_file(self._usable() / _cache_name(stored))
             with open(descriptor, "rb", buffering=0) as stream:
                 content = stream.read(_MOST_CACHED_BYTES)
             if len(content) == stored.size_bytes:
@@ -309,21 +317,38 @@ class _Cache:
 
     def write(self, stored: StoredObject, content: bytes) -> None:
         """Keep the content of an object, if that is possible."""
-        if self._directory and len(content) <= _MOST_CACHED_BYTES:
+        if len(content) <= _MOST_CACHED_BYTES:
             with contextlib.suppress(OSError, OpsError):
-                atomic.make_directory(self._directory.parent)
-                atomic.make_directory(self._directory)
-                atomic.replace(self._directory / _cache_name(stored), content)
+                atomic.make_directory(self._usable())
+                atomic.replace(self._usable() / _cache_name(stored), content)
 
     def keep(self, objects: Iterable[StoredObject]) -> None:
         """Remove what is not in the repository."""
-        if self._directory is None:
-            return
         known = {_cache_name(item) for item in objects}
         with contextlib.suppress(OSError):
-            for name in os.listdir(self._directory):
+            directory = self._usable()
+            for name in beneath.list_directory(directory):
                 if _CACHED.fullmatch(name) and name not in known:
-                    (self._directory / name).unlink()
+                    beneath.unlink(directory / name)
+
+    def _usable(self) -> Path:
+        """Return the directory without links, if no other user can lead root elsewhere in it.
+
+        Under `sudo`, HOME can be that of another user.
+
+        Raises:
+            OSError: Another user than root owns a part of its path, or can change the directories.
+        """
+        if self._directory is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        path = resolve_given_path(self._directory)
+        is_private = path_owners(self._directory) <= {os.geteuid()}
+        for directory in (path, path.parent, path.parent.parent):
+            if is_private and beneath.exists(directory):
+                is_private = is_trusted_directory(directory)
+        if not is_private:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), os.fspath(path))
+        return path
 
 
 def _cache_name(stored: StoredObject) -> str:

@@ -21,6 +21,7 @@ from sagewai_ops.process.interpreter import keep_interpreter
 from sagewai_ops.process.parent import parent_death_signal
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+_taken: list["Account"] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def become(account: Account) -> None:
     with contextlib.suppress(PermissionError):
         os.setuid(0)
         raise PermissionDeniedError(f"user {account.name}: root's rights could be taken again")
+    _taken[:] = [account]
     _keep_readable(roots)  # before the first import
     core_dumps.forbid()  # changing the user has allowed them again
     library = ctypes.CDLL(None)
@@ -98,6 +100,11 @@ def become(account: Account) -> None:
     os.environ["HOME"] = account.home or os.sep  # root's may not be read
     for variable in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ.pop(variable, None)
+
+
+def taken_account() -> Account | None:
+    """Return the account whose rights this process took from root's; None if it took none."""
+    return _taken[0] if _taken else None
 
 
 def _open_import_roots() -> dict[str, int]:

@@ -1,0 +1,65 @@
+"""Secrets of root do not reach an engine that runs with the rights of a home's owner."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from engine_repositories import PASSWORD, Repository, repository
+from program import run
+from small_homes import small
+from unprivileged import NO_USER, reachable_directory
+
+__all__ = ["repository"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("source", ["variable", "credential", "file", "command", "readable"])
+@pytest.mark.parametrize("repository", ["restic"], indirect=True)
+def test_secret_of_root_is_refused_before_the_engine_gets_it(
+    repository: Repository, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A password that the owner of the home can read is used."""
+    with reachable_directory() as place:
+        home = small(place / "user/home").root
+        for path in (place / "user", *(place / "user").rglob("*")):
+            os.chown(path, NO_USER, NO_USER, follow_symlinks=False)
+        (place / "record").touch()
+        (place / "record").chmod(0o666)
+        programs = place / "bin"
+        programs.mkdir()
+        (programs / "restic").write_text(
+            f'#!/bin/sh\nenv >> {place}/record\nexec {shutil.which("restic")} "$@"\n'
+        )
+        for path in (programs, programs / "restic"):
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        secret = place / "password" if source == "readable" else tmp_path / "password"
+        secret.write_text(PASSWORD)
+        words: list[object] = []
+        if source == "command":
+            words = ["--passphrase-command", f"cat {secret}"]
+        elif source != "variable":
+            words = ["--passphrase-file", secret]
+        if source == "credential":
+            words = []
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-key")
+        if source != "variable":
+            monkeypatch.delenv("RESTIC_PASSWORD")
+
+        answer = run(
+            *("--home", home, "backup", "--engine", "restic", "--init-repository"),
+            *("--repository", place / "user/repository", *words),
+        )
+
+        seen = (place / "record").read_text()
+    if source == "readable":
+        assert answer.code in (0, 3), answer
+        assert seen
+    else:
+        assert answer.code == 14, answer
+        assert "hint: sudo -u " in answer.err
+        assert seen == ""
