@@ -86,6 +86,21 @@ class Repository:
             "  [ ! -f tree/manifest.json ] || printf x >> tree/manifest.json;; esac; done",
         )
 
+    def hang(self, directory: Path, patch: pytest.MonkeyPatch, word: str, started: Path) -> None:
+        """Hang in each run with a word among its arguments; write the id of the process."""
+        self._script(
+            directory,
+            patch,
+            f'case " $* " in *" {word} "*) echo $$ > "{started}.new"; '
+            f'mv "{started}.new" "{started}"; sleep 600;; esac\nexec "$REAL" "$@"',
+        )
+
+    def skip(self, directory: Path, patch: pytest.MonkeyPatch, word: str) -> None:
+        """Do nothing, with success, in each run with a word among its arguments."""
+        self._script(
+            directory, patch, f'case " $* " in *" {word} "*) exit 0;; esac; exec "$REAL" "$@"'
+        )
+
     def kill_parent(
         self, directory: Path, patch: pytest.MonkeyPatch, number: int, moment: str
     ) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME, DirectoryReader
 from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, Entry, EntryType
-from sagewai_ops.errors import NotFoundError
+from sagewai_ops.archive.reader import MAX_MANIFEST_BYTES
+from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.remote.path import RemotePath, tree_store
@@ -70,7 +71,8 @@ class RepositoryReader(DirectoryReader):
             chosen = [entry for entry in self.manifest.entries if entry.type is EntryType.FILE]
         needed = sum(entry.size_bytes for entry in chosen)
         require_free_bytes(self._directory, needed, option="TMPDIR or --work-dir")
-        tree_store(self._path).fetch(self._path.member, names, self._directory)
+        most = max([MAX_MANIFEST_BYTES, *(entry.size_bytes for entry in chosen)])
+        tree_store(self._path).fetch(self._path.member, names, self._directory, most)
         self._fetched.update(entry.path for entry in chosen)
 
     def _check_type(self, entry: Entry) -> None:
@@ -101,8 +103,12 @@ def open_repository(
         if members and len(members) <= _MOST_NAMED:
             require_free_bytes(directory, sum(members.values()), option="TMPDIR or --work-dir")
             names += [name for name in members if name not in _RECORDS]
-        store.fetch(path.member, names, directory)
-        descriptor = beneath.open_directory(directory / TREE)
+        most = max([MAX_MANIFEST_BYTES, *(members or {}).values()])
+        store.fetch(path.member, names, directory, most)
+        try:
+            descriptor = beneath.open_directory(directory / TREE)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DamagedError(f"snapshot {path}: has no directory {TREE}") from error
         stack.callback(os.close, descriptor)
         reader = RepositoryReader(path, directory, descriptor, names)
         yield stack.enter_context(contextlib.closing(reader))

@@ -137,11 +137,18 @@ class Borg:
         arguments = ["extract", "--stdout", f"::{stored.engine_id}", f"pp:{stored.name}"]
         return self._run(arguments, most_bytes=MOST_FILE_BYTES).output
 
-    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+    def restore(
+        self,
+        stored: StoredObject,
+        paths: Sequence[str] | None,
+        target: Path,
+        most_file_bytes: int | None = None,
+    ) -> None:
         """Write a tree, or files of it, below a directory."""
         # Not `pf:`: borg 1.2 warns that a path of this kind never matched, although it does.
         chosen = [f"pp:{TREE}/{path}" for path in paths or ()]
-        self._run(["extract", f"::{stored.engine_id}", *chosen], directory=target)
+        arguments = ["extract", f"::{stored.engine_id}", *chosen]
+        self._run(arguments, directory=target, most_file_bytes=most_file_bytes)
 
     def forget(self, stored: Iterable[StoredObject]) -> None:
         """Remove archives."""

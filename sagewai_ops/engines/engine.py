@@ -161,11 +161,18 @@ class Engine(Protocol):
         """Return the content of a file that is stored alone."""
         ...
 
-    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+    def restore(
+        self,
+        stored: StoredObject,
+        paths: Sequence[str] | None,
+        target: Path,
+        most_file_bytes: int | None = None,
+    ) -> None:
         """Write a tree, or files of it, to `tree` in a private directory.
 
         Args:
             paths: Relative to the tree; None for all.
+            most_file_bytes: Of each file; a longer one is damaged.
         """
         ...
 

@@ -8,18 +8,20 @@ prints is data: bounded, and escaped where it is shown.
 import contextlib
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, PermissionDeniedError
 from sagewai_ops.process.parent import parent_death_signal
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.process.threads import is_ending
 from sagewai_ops.text import printable
 
 MOST_OUTPUT_BYTES = 64 * 1024 * 1024  # a list of 100,000 snapshots has some 40 MB
@@ -35,6 +37,7 @@ _PREFIXES = (
     *("AWS_", "AZURE_", "GOOGLE_", "B2_", "OS_", "ST_"),
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_TOO_LONG = ("File too large", "file too large", "SIGXFSZ")  # of borg and restic
 _LOGIN = re.compile(r"//[^/@\s]*:[^/@\s]*@")  # user and password of a URL
 
 
@@ -91,6 +94,7 @@ def run_engine(
     directory: Path | None = None,
     content: bytes | None = None,
     most_bytes: int = MOST_OUTPUT_BYTES,
+    most_file_bytes: int | None = None,
 ) -> Finished:
     """Run an engine to its end.
 
@@ -99,20 +103,26 @@ def run_engine(
         directory: Its working directory.
         content: Its standard input; None for an empty one.
         most_bytes: Of its output.
+        most_file_bytes: Of each file that it writes, in its cache too; None for no limit.
 
     Raises:
         NotFoundError, PermissionDeniedError: It cannot be started.
-        DamagedError: It prints more than `most_bytes`.
+        DamagedError: It prints more than `most_bytes`, or writes a longer file.
         InterruptedRunError: At a signal; the engine has ended.
     """
+    if is_ending():
+        raise OpsError(f"{access.program}: not started, the run ends")
     with contextlib.ExitStack() as stack:
         with uninterrupted():  # a signal must not lose the process
-            process = _start(stack, access, arguments, directory, content)
+            process = _start(stack, access, arguments, directory, content, most_file_bytes)
             stack.enter_context(process)
             stack.callback(_end, process, access.end_signal)
         output, messages = _read(process, access.program, most_bytes)
         code = process.wait()
     lines = messages.decode("utf-8", "replace").splitlines()
+    is_too_long = any(word in line for line in lines for word in _TOO_LONG)
+    if code and most_file_bytes is not None and is_too_long:
+        raise DamagedError(f"{access.program}: a file has more than {most_file_bytes} bytes")
     return Finished(code, output, tuple(line for line in lines if line.strip()))
 
 
@@ -128,6 +138,7 @@ def _start(
     arguments: Sequence[str],
     directory: Path | None,
     content: bytes | None,
+    most_file_bytes: int | None,
 ) -> "subprocess.Popen[bytes]":
     environment = dict(access.environment)
     descriptors = []
@@ -136,7 +147,7 @@ def _start(
         environment[access.password_variable] = access.password_format.format(descriptor)
         descriptors.append(descriptor)
     source = stack.enter_context(_file_with(content)) if content is not None else subprocess.DEVNULL
-    request = parent_death_signal(access.end_signal)
+    request = _limited(parent_death_signal(access.end_signal), most_file_bytes)
     try:
         return subprocess.Popen(
             (access.program, *arguments),
@@ -157,6 +168,23 @@ def _start(
         raise PermissionDeniedError(f"{access.program}: not executable") from error
     except OSError as error:
         raise OpsError(f"{access.program}: {(error.strerror or 'not started').lower()}") from error
+
+
+def _limited(request: Callable[[], None], most_file_bytes: int | None) -> Callable[[], None]:
+    """Return a function to call between fork and exec, which limits the files of the process."""
+    if most_file_bytes is None:
+        return request
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lower = tuple(
+        most_file_bytes if limit == resource.RLIM_INFINITY else min(limit, most_file_bytes)
+        for limit in limits
+    )
+
+    def prepare() -> None:
+        request()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (lower[0], lower[1]))
+
+    return prepare
 
 
 @contextlib.contextmanager
@@ -193,6 +221,8 @@ def _read(process: "subprocess.Popen[bytes]", program: str, most_bytes: int) -> 
             # Another process that the engine started can keep its output open.
             has_ended = process.poll() is not None
             ready = selector.select(0 if has_ended else _POLL_SECONDS)
+            if is_ending():
+                raise OpsError(f"{program}: ended with the run")
             if has_ended and not ready:
                 break
             for key, _events in ready:

@@ -25,7 +25,7 @@ from sagewai_ops.engines.borg import Borg
 from sagewai_ops.engines.engine import Engine, StoredObject
 from sagewai_ops.engines.process import Access, engine_environment
 from sagewai_ops.engines.restic import Restic
-from sagewai_ops.engines.secrets import refuse_roots_secrets
+from sagewai_ops.engines.secrets import passed_password, refuse_roots_secrets
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import path_owners, resolve_given_path
@@ -71,7 +71,10 @@ def open_engine(connection: Connection) -> Engine:
     environment = engine_environment(connection.environment)
     variable = REPOSITORY_VARIABLES[connection.engine]
     refuse_roots_secrets(connection.engine, {**environment, variable: connection.repository})
-    password = connection.password() if connection.password else ""
+    if connection.password:
+        password = connection.password()
+    else:
+        password = passed_password(connection.engine, environment)
     upload, download = connection.upload_kib, connection.download_kib
     if connection.engine == "restic":
         environment.pop("RESTIC_REPOSITORY_FILE", None)
@@ -198,9 +201,11 @@ class RepositoryStore:
         stored = self._engine().store_tree(directory, name, size_bytes, digest, parent)
         self._all().append(stored)
 
-    def fetch(self, name: str, paths: Sequence[str] | None, target: Path) -> None:
+    def fetch(
+        self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
+    ) -> None:
         """Write a tree, or files of it, to `tree` in a private directory."""
-        self._engine().restore(self._find(name), paths, target)
+        self._engine().restore(self._find(name), paths, target, most_file_bytes)
 
     def forget_all(self, names: Iterable[str]) -> None:
         """Forget objects in one run of the engine."""

@@ -112,13 +112,19 @@ class Restic:
         arguments = ["dump", stored.engine_id, f"/{stored.name}"]
         return self._read(arguments, most_bytes=MOST_FILE_BYTES).output
 
-    def restore(self, stored: StoredObject, paths: Sequence[str] | None, target: Path) -> None:
+    def restore(
+        self,
+        stored: StoredObject,
+        paths: Sequence[str] | None,
+        target: Path,
+        most_file_bytes: int | None = None,
+    ) -> None:
         """Write a tree, or files of it, below a directory."""
         arguments = ["restore", stored.engine_id, "--target", "."]
         for path in paths or ():
             escaped = _SPECIAL.sub(r"\\\1", f"/{TREE}/{path}")
             arguments += ["--include", escaped]
-        self._read(arguments, directory=target)
+        self._read(arguments, directory=target, most_file_bytes=most_file_bytes)
 
     def forget(self, stored: Iterable[StoredObject]) -> None:
         """Remove snapshots."""

@@ -4,15 +4,62 @@ A user can read the environment and the memory of its own processes, so what an 
 root works on another user's home is known to that user.
 """
 
+import functools
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
-from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.errors import KeyMissingError, PermissionDeniedError
+from sagewai_ops.fs.given_files import decode_given, passed_descriptor, read_given_file
 from sagewai_ops.process.privileges import taken_account
 from sagewai_ops.text import shell_word
 
 _SECRET = re.compile(r"(PASS|PASSWD|PASSWORD|PASSPHRASE|SECRET|TOKEN|KEY|SAS)\Z")
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # user and password of a URL
+
+
+def passed_password(engine: str, environment: Mapping[str, str]) -> str:
+    """Return the password of a descriptor that this process got from its caller.
+
+    The engine runs several times, and a pipe can be read once.
+
+    Args:
+        environment: With BORG_PASSPHRASE_FD, or RESTIC_PASSWORD_FILE=/dev/fd/N.
+
+    Returns:
+        "" if the variables of the engine name no descriptor, or another source counts first.
+
+    Raises:
+        KeyMissingError: It cannot be read, or is empty.
+        UsageError: It is not text in UTF-8.
+        PermissionDeniedError: As for `refuse_roots_secret`.
+    """
+    if engine == "borg":
+        variable = "BORG_PASSPHRASE_FD"
+        is_first = not {"BORG_PASSPHRASE", "BORG_PASSCOMMAND"} & environment.keys()
+        path = f"/dev/fd/{environment.get(variable, '')}"
+    else:
+        variable, is_first = "RESTIC_PASSWORD_FILE", True
+        path = environment.get(variable, "")
+    descriptor = passed_descriptor(path)
+    if descriptor is None or not is_first:
+        return ""
+    refuse_roots_secret(engine, variable)
+    try:
+        found = os.fstat(descriptor)
+        content = _read_once(path, found.st_dev, found.st_ino)
+    except OSError as error:
+        raise KeyMissingError(f"{variable}: descriptor {descriptor} cannot be read") from error
+    password = decode_given(content, variable).rstrip("\r\n")
+    if not password:
+        raise KeyMissingError(f"{variable}: descriptor {descriptor} has no password")
+    return password
+
+
+@functools.lru_cache
+def _read_once(path: str, _device: int, _inode: int) -> bytes:
+    return read_given_file(Path(path))
 
 
 def refuse_roots_secrets(engine: str, environment: Mapping[str, str]) -> None:

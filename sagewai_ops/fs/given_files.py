@@ -56,7 +56,7 @@ def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = Non
         OSError: The system refused, it is another type of file, or a link of another user leads
             to it.
     """
-    passed = _passed_descriptor(os.fspath(path))
+    passed = passed_descriptor(os.fspath(path))
     if passed is not None:
         return os.dup(passed)
     if _openers and flags == os.O_RDONLY and (remote := _openers[0](path)) is not None:
@@ -75,6 +75,12 @@ def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = Non
     except OSError as error:
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     return descriptor
+
+
+def passed_descriptor(path: str) -> int | None:
+    """Return the descriptor that a path names, such as `/dev/stdin`; None if it is another."""
+    match = _PASSED.fullmatch(path)
+    return int(match[1]) if match else _STANDARD.get(path)
 
 
 def read_given_file(
@@ -229,8 +235,3 @@ def _open(path: Path, flags: int, mode: int | None) -> int:
         return descriptor
     finally:
         os.close(directory)
-
-
-def _passed_descriptor(path: str) -> int | None:
-    match = _PASSED.fullmatch(path)
-    return int(match[1]) if match else _STANDARD.get(path)

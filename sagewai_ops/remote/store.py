@@ -155,11 +155,14 @@ class TreeStore(Protocol):
         """
         ...
 
-    def fetch(self, name: str, paths: Sequence[str] | None, target: Path) -> None:
+    def fetch(
+        self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
+    ) -> None:
         """Write a tree, or files of it, to `tree` in a private directory.
 
         Args:
             paths: Relative to the tree; None for all.
+            most_file_bytes: Of each file; a longer one is damaged.
         """
         ...
 

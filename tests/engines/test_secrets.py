@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine_repositories import PASSWORD, Repository, repository
-from program import run
+from program import call, run
 from small_homes import small
 from unprivileged import NO_USER, reachable_directory
 
@@ -63,3 +63,33 @@ def test_secret_of_root_is_refused_before_the_engine_gets_it(
         assert answer.code == 14, answer
         assert "hint: sudo -u " in answer.err
         assert seen == ""
+
+
+def test_password_of_a_passed_descriptor_is_read_once_for_all_runs(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """BORG_PASSPHRASE_FD, and RESTIC_PASSWORD_FILE with a descriptor."""
+    home = small(tmp_path / "home").root
+    reading, writing = os.pipe()
+    os.write(writing, f"{PASSWORD}\n".encode())
+    os.close(writing)
+    for name in repository.password_variables:
+        monkeypatch.delenv(name)
+    variable, value = {
+        "borg": ("BORG_PASSPHRASE_FD", str(reading)),
+        "restic": ("RESTIC_PASSWORD_FILE", f"/dev/fd/{reading}"),
+    }[repository.engine]
+    monkeypatch.setenv(variable, value)
+
+    try:
+        first = call("--home", home, "backup", *repository.words, "--init-repository")
+    finally:
+        os.close(reading)
+    closed = call("--home", home, "backup", *repository.words)
+    monkeypatch.delenv(variable)
+    repository.set_password(PASSWORD, monkeypatch)
+    second = call("--home", home, "snapshots", "list", *repository.words)
+
+    assert first.code in (0, 3), first
+    assert closed.code == 12, closed
+    assert second.code == 0, second
