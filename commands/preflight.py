@@ -1,5 +1,8 @@
 """`preflight`: everything to know before touching a home, as one table with one exit code."""
 
+import os
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,6 +38,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 
 if TYPE_CHECKING:
+    from sagewai_ops.archive.age import Encryption
     from sagewai_ops.operations.preflight import PreflightReport
 
 HELP = """Check everything before an upgrade.
@@ -61,9 +65,18 @@ Exit status:
   20  the upgrade would change rows
 """
 _PLAN = "#!/bin/sh\n# The way back from an upgrade, written by sagewai-ops preflight.\n"
+_EARLIER = "# From an earlier preflight: the last one created no snapshot.\n"
 _PLAN_MODE = 0o700  # a script of its owner
 _SHOWN = 10  # details of a check that people are shown; --json has all
 _STYLES = {"ok": "green", "skipped": "", "warning": "yellow"}
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a restore needs besides the snapshot: its options, and comments that name the others."""
+
+    words: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,8 @@ def preflight(
 
     if write_plan and no_snapshot:
         raise UsageError("--write-plan: nothing to go back to with --no-snapshot")
+    if write_plan:
+        _read_plan(write_plan)  # refused now, not after minutes of checks
     run = with_database(run, url_file, sqlite=sqlite)
     home = run.home()
     encryption = (
@@ -197,9 +212,14 @@ def preflight(
     )
     with run.terminal.progress() as progress:
         done = run_preflight(home, options, progress=progress)
-    result = describe(done, find_version(run.settings.environment))
+    opening = _opening(run, identity or [], passphrase_file, url_file, encryption)
+    version = find_version(run.settings.environment)
+    result = describe(done, version, opening)
     if write_plan and result.go_back:
-        _write_plan(write_plan, result)
+        # Quoted for sh, which does not know the $'' of bash that people are shown.
+        _write_plan(write_plan, result, _commands_back(done, version, opening, quote=shlex.quote))
+    elif write_plan and not dry_run and _mark_plan(write_plan):
+        run.warn(f"{write_plan}: from an earlier preflight, not replaced: no snapshot was created")
     return Outcome(
         result,
         lambda terminal: show(terminal, result),
@@ -209,11 +229,14 @@ def preflight(
     )
 
 
-def describe(done: "PreflightReport", application_version: str = "") -> PreflightResult:
+def describe(
+    done: "PreflightReport", application_version: str = "", opening: Opening | None = None
+) -> PreflightResult:
     """Return the result of a preflight.
 
     Args:
         application_version: Of the Sagewai that has written the home; "" if unknown.
+        opening: What a restore needs besides the snapshot.
     """
     snapshot, drill = done.snapshot, done.drill
     is_proved = drill is not None and drill.outcome == "proved"
@@ -236,46 +259,112 @@ def describe(done: "PreflightReport", application_version: str = "") -> Prefligh
         snapshot=snapshot.id if snapshot else None,
         archive=snapshot.path if snapshot else None,
         proved_restorable_at=f"{drill.at:%Y-%m-%dT%H:%M:%SZ}" if drill and is_proved else None,
-        go_back=_commands_back(done, application_version),
+        go_back=_commands_back(done, application_version, opening or Opening()),
     )
 
 
-def _commands_back(done: "PreflightReport", application_version: str) -> tuple[str, ...]:
+def _opening(
+    run: Run,
+    identities: list[Path],
+    passphrase_file: str | None,
+    url_file: Path | None,
+    encryption: "Encryption | None",
+) -> Opening:
+    """Return the options of a restore that name files, and what else it needs."""
+    from sagewai_ops.home.server_record import server_name
+
+    words = [word for path in identities for word in ("--identity", _absolute(path))]
+    missing = []
+    if passphrase_file and passphrase_file != "-":  # noqa: S105 - standard input
+        words += ["--passphrase-file", _absolute(Path(passphrase_file))]
+    elif encryption and encryption.passphrase:
+        missing.append("--passphrase-file FILE, the snapshot is encrypted")
+    elif encryption and not identities:
+        missing.append("--identity FILE, the snapshot is encrypted")
+    if url_file:
+        words += ["--url-file", _absolute(url_file)]
+    elif server_name(run.home(), run.settings.environment):
+        missing.append("--url-file FILE, the database is on a server")
+    return Opening(tuple(words), tuple(f"# add {text}" for text in missing))
+
+
+def _absolute(path: Path) -> str:
+    return os.path.abspath(path.expanduser())
+
+
+def _commands_back(
+    done: "PreflightReport",
+    application_version: str,
+    opening: Opening,
+    quote: Callable[[str], str] = shell_word,
+) -> tuple[str, ...]:
     """Return the commands that restore the snapshot by its id: `latest` may be a newer one."""
     snapshot = done.snapshot
     if snapshot is None or snapshot.path is None:
         return ()
-    directory = shell_word(snapshot.path.parent)
-    restore = f"restore {snapshot.id} --replace --snapshots {directory}"
-    version = f"# install Sagewai {application_version}" if application_version else ""
-    command = f"sagewai-ops --home {shell_word(done.home)} {restore}"
-    return tuple(filter(None, ("# stop Sagewai", version, command)))
+    command = ["sagewai-ops", "--home", str(done.home), "restore", snapshot.id, "--replace"]
+    command += ["--snapshots", str(snapshot.path.parent), *opening.words]
+    version = [f"# install Sagewai {application_version}"] if application_version else []
+    return ("# stop Sagewai", *version, *opening.missing, " ".join(map(quote, command)))
 
 
-def _write_plan(path: Path, result: PreflightResult) -> None:
-    """Write the commands that go back as a script; another script of the kind is replaced.
+def _read_plan(path: Path) -> bytes:
+    """Return an earlier script of the kind; nothing without one.
 
     Raises:
+        NotFoundError: The directory does not exist.
         TargetBusyError: The file has other content.
     """
-    from sagewai_ops.errors import TargetBusyError
-    from sagewai_ops.fs import atomic
-    from sagewai_ops.fs.given_files import open_given_file, resolve_given_path
+    from sagewai_ops.errors import NotFoundError, TargetBusyError
+    from sagewai_ops.fs.given_files import MOST_BYTES, open_given_file, resolve_given_path
 
     path = resolve_given_path(path)
     try:
         with open(open_given_file(path), "rb") as stream:
-            is_ours = stream.read(len(_PLAN)) == _PLAN.encode()
+            content = stream.read(MOST_BYTES)
     except FileNotFoundError:
-        is_ours = True
-    if not is_ours:
+        if path.parent.is_dir():
+            return b""
+        directory = shell_word(path.parent)
+        raise NotFoundError(f"{path.parent}: not found", hint=f"mkdir {directory}") from None
+    if not content.startswith(_PLAN.encode()):
         raise TargetBusyError(f"{path}: exists with other content", hint=f"rm {shell_word(path)}")
+    return content
+
+
+def _mark_plan(path: Path) -> bool:
+    """Write into an earlier script that a later preflight did not replace it.
+
+    Returns:
+        Whether there is one.
+    """
+    content = _read_plan(path)
+    mark = (_PLAN + _EARLIER).encode()
+    if content and not content.startswith(mark):
+        _replace_plan(path, mark + content.removeprefix(_PLAN.encode()))
+    return bool(content)
+
+
+def _write_plan(path: Path, result: PreflightResult, commands: tuple[str, ...]) -> None:
+    """Write the commands that go back as a script; another script of the kind is replaced.
+
+    Raises:
+        NotFoundError, TargetBusyError: As `_read_plan`.
+    """
+    _read_plan(path)
     lines = [
         _PLAN + f"# Home {printable(str(result.home))}, snapshot {result.snapshot}.",
         "set -eu",
     ]
-    content = "\n".join([*lines, *result.go_back, "# start Sagewai", ""])
-    atomic.replace(path, content.encode("utf-8", "surrogateescape"), mode=_PLAN_MODE)
+    content = "\n".join([*lines, *commands, "# start Sagewai", ""])
+    _replace_plan(path, content.encode("utf-8", "surrogateescape"))
+
+
+def _replace_plan(path: Path, content: bytes) -> None:
+    from sagewai_ops.fs import atomic
+    from sagewai_ops.fs.given_files import resolve_given_path
+
+    atomic.replace(resolve_given_path(path), content, mode=_PLAN_MODE)
 
 
 def show(terminal: Terminal, result: PreflightResult) -> None:

@@ -147,6 +147,62 @@ def test_write_plan_writes_a_script_that_restores_the_snapshot(
     assert call(*at_home, script, "--no-snapshot").code == 2
 
 
+def test_the_plan_is_a_script_of_sh_whatever_the_names(home: Path, tmp_path: Path) -> None:
+    """A name with a control character and a command is one word, and nothing of it runs."""
+    home = home.rename(tmp_path / "a\x01$(touch injected)';touch injected;'")
+    script, secret = tmp_path / "go-back.sh", tmp_path / "passphrase"
+    secret.write_text("correct horse")
+    secret.chmod(0o600)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "sagewai-ops").write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+    (programs / "sagewai-ops").chmod(0o755)
+    words = ("preflight", "--passphrase-file", secret, "--write-plan", script, "--json")
+
+    result = call("--home", home, *words).result
+    ran = subprocess.run(
+        ["/bin/sh", script], cwd=tmp_path, env={"PATH": f"{programs}:/usr/bin:/bin"},
+        capture_output=True, check=True,
+    )  # fmt: skip
+
+    assert [os.fsdecode(word) for word in ran.stdout.split(b"\0")[:-1]] == [
+        "--home", str(home), "restore", result["snapshot"], "--replace",
+        "--snapshots", str(Path(result["archive"]).parent), "--passphrase-file", str(secret),
+    ]  # fmt: skip
+    assert not (tmp_path / "injected").exists()
+
+
+def test_the_plan_names_what_it_lacks(home: Path, tmp_path: Path) -> None:
+    """A snapshot that only a private key decrypts, which no option names."""
+    recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+
+    result = call("--home", home, "preflight", "--recipient", recipient, "--json").result
+
+    assert "# add --identity FILE, the snapshot is encrypted" in result["go_back"]
+
+
+def test_the_file_of_the_plan_is_checked_first(home: Path, tmp_path: Path) -> None:
+    """No snapshot is created for nothing; a plan that cannot be replaced is marked."""
+    other, script = tmp_path / "other", tmp_path / "go-back.sh"
+    other.write_text("mine")
+    at_home = ("--home", home, "preflight", "--write-plan")
+
+    codes = [call(*at_home, path).code for path in (other, tmp_path / "none" / "plan")]
+    taken = list(tmp_path.glob("*.snapshots/*"))
+    first = call(*at_home, script, "--json")
+    before = script.read_text().splitlines()
+    (home / "db" / "sagewai.db").write_bytes(b"x" * 8192)
+    second, third = (call(*at_home, script, "--json") for _ in range(2))
+
+    assert (codes, taken) == ([15, 10], [])
+    assert first.code == 0
+    assert second.result["go_back"] == []
+    assert any("earlier preflight" in warning for warning in third.document["warnings"])
+    assert script.read_text().splitlines() == [
+        *before[:2], "# From an earlier preflight: the last one created no snapshot.", *before[2:],
+    ]  # fmt: skip
+
+
 def test_without_a_snapshot_nothing_changes_at_all(home: Path, tmp_path: Path) -> None:
     """Not even the snapshot directory comes to be."""
     before = everything_of(tmp_path)
