@@ -82,7 +82,11 @@ def run_schedule(
     made = failed = 0
     describe_interruption("the schedule ends")
     run.terminal.note(f"next run of {name}: {_utc(times.next_after(clock.now()))}")
-    for _due in due_times(times, lambda: random_delay.uniform(0, delay_seconds), clock):
+
+    def skipped(time: float) -> None:
+        run.terminal.warning(f"run of {name} at {_utc(time)}: skipped, during a run or repeated")
+
+    for _due in due_times(times, lambda: random_delay.uniform(0, delay_seconds), clock, skipped):
         ended = run_once(command)
         _print(run, name, ended)
         if ended.interruption:

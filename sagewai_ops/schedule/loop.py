@@ -64,22 +64,31 @@ class ScheduleRuns:
     failed: int
 
 
-def due_times(every: Every, delay: Callable[[], float], clock: Clock) -> Iterator[float]:
+def due_times(
+    every: Every, delay: Callable[[], float], clock: Clock, skipped: Callable[[float], None]
+) -> Iterator[float]:
     """Wait for each time of a schedule, and yield it.
 
     Args:
         delay: Returns the delay of the next run, in seconds.
+        skipped: Called with each time that has no run: the first that passed during a run, and
+            those that a clock that was set back repeats.
     """
-    started: float | None = None
+    last: float | None = None
+    started = 0.0
     while True:
+        if last is not None and every.at and (missed := every.next_after(last)) <= clock.now():
+            skipped(missed)
         due, extra = every.next_after(clock.now()), delay()
         while (now := clock.now()) < due + extra:
             clock.sleep(min(due + extra - now, _CLOCK_SECONDS))
             # A clock that was set back can have an earlier time before it.
             due = min(due, every.next_after(clock.now()))
-        if started is not None and clock.elapsed() - started < every.period_seconds / 2:
+        is_repeated = last is not None and due <= last
+        if is_repeated and clock.elapsed() - started < every.period_seconds / 2:
+            skipped(due)
             continue
-        started = clock.elapsed()
+        last, started = due, clock.elapsed()
         yield due
 
 

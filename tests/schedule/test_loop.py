@@ -55,10 +55,11 @@ def _runs(
     *,
     seconds: float = 60,
     delay: Callable[[], float] = lambda: 0,
+    skipped: Callable[[float], None] = lambda _time: None,
 ) -> list[float]:
     """Return when runs begin, in elapsed hours."""
     begun = []
-    for _due in itertools.islice(due_times(every, delay, clock), count):
+    for _due in itertools.islice(due_times(every, delay, clock, skipped), count):
         begun.append(round(clock.real / HOUR, 1))
         clock.spend(seconds)
     return begun
@@ -79,8 +80,13 @@ def test_each_night_has_one_run() -> None:
 
 
 def test_a_time_that_passes_during_a_run_is_skipped() -> None:
-    """Two runs never overlap, and the missed one is not made up for."""
-    assert _runs(FakeClock(), NIGHT, 3, seconds=25 * HOUR) == [2.5, 50.5, 98.5]
+    """Two runs never overlap, and the missed one is not made up for, but reported."""
+    missed: list[float] = []
+
+    begun = _runs(FakeClock(), NIGHT, 3, seconds=25 * HOUR, skipped=missed.append)
+
+    assert begun == [2.5, 50.5, 98.5]
+    assert [(time - START) / HOUR for time in missed] == [26.5, 74.5]
 
 
 def test_a_delay_is_added_to_each_time() -> None:
@@ -112,11 +118,21 @@ def test_a_clock_of_another_year_is_corrected() -> None:
     assert _runs(clock, NIGHT, 2) == [2.5, 26.5]
 
 
-def test_a_jump_soon_after_a_run_begins_no_other() -> None:
-    """Half a period elapses between two runs, by a clock that nothing sets."""
-    begun = _runs(FakeClock({3 * HOUR: DAY}), NIGHT, 2)
+def test_a_jump_soon_after_a_run_loses_no_time() -> None:
+    """Each time of the clock has its run, also if the one before began late."""
+    assert _runs(FakeClock({3 * HOUR: DAY}), NIGHT, 3) == [2.5, 3.0, 26.5]
+    # Asleep from 01:00 to 17:00: the run of that night is late, the next one is not.
+    assert _runs(FakeClock({1 * HOUR: 16 * HOUR}), NIGHT, 3) == [1.0, 10.5, 34.5]
 
-    assert begun == [2.5, 26.5]
+
+def test_a_repeated_time_is_reported() -> None:
+    """An hour back after the run: its time comes again, and has no second run."""
+    missed: list[float] = []
+
+    begun = _runs(FakeClock({3 * HOUR: -HOUR}), NIGHT, 2, skipped=missed.append)
+
+    assert begun == [2.5, 27.5]
+    assert missed == [START + 2.5 * HOUR]
 
 
 def test_intervals_are_counted_from_the_end_of_a_run() -> None:
