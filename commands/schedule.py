@@ -53,6 +53,10 @@ _NAMES_DATABASE = ("--url-file", "--without-database", "--sqlite")
 _UNREADABLE = (
     "encrypted to recipients: neither a drill nor a restore is printed, add --identity FILE"
 )
+_NO_KEY = (
+    "master key: not in the snapshots, so an empty volume is restored without it:"
+    " add --install-key FILE, or -- --key sealed"
+)
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
 _MODE = 0o644  # nothing in it is secret
 
@@ -292,7 +296,7 @@ def _image(
         UsageError: A place needs what no container has, or credentials are for no place.
     """
     from sagewai_ops import __version__
-    from sagewai_ops.schedule.containers import CREDENTIALS, Image
+    from sagewai_ops.schedule.containers import CREDENTIALS, Image, refuse_unmounted
 
     place = str(to) if to and is_remote_path(to) else ""
     remote = [place] if place else []
@@ -310,7 +314,7 @@ def _image(
     def path(file: Path | None) -> str:
         return str(file.expanduser().absolute()) if file else ""
 
-    return Image(
+    found = Image(
         name or f"sagewai-ops:{__version__}",
         version="" if name else __version__,
         place=place,
@@ -319,14 +323,17 @@ def _image(
         install_key=path(install_key),
         credentials=path(credentials),
     )
+    refuse_unmounted(plan, found)
+    return found
 
 
 def _container_warnings(run: Run, plan: Any, image: Any) -> tuple[str, ...]:
-    from sagewai_ops.schedule.containers import can_decrypt
+    from sagewai_ops.schedule.containers import can_decrypt, has_key
 
-    if can_decrypt(plan, image):
-        return _warnings(run, plan)
-    return (*_warnings(run, plan), _UNREADABLE)
+    warnings = _warnings(run, plan)
+    if not can_decrypt(plan, image):
+        warnings += (_UNREADABLE,)
+    return warnings if has_key(plan, image) else (*warnings, _NO_KEY)
 
 
 def _plan(

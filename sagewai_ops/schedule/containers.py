@@ -8,8 +8,11 @@ this one has.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from sagewai_ops.errors import UsageError
+from sagewai_ops.remote.address import is_remote
 from sagewai_ops.schedule.plan import NAME, File, Plan, parse_options
 from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_control
 
@@ -23,13 +26,22 @@ CREDENTIALS = {
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
     "az": "AZURE_STORAGE_ACCOUNT_KEY_FILE",
 }
-_SECRETS = "/run/secrets"
+# Kubernetes mounts the token of a pod's account below /run/secrets.
+_SECRETS, _SECRETS_IN_POD = "/run/secrets", "/run/sagewai-ops"
 _HOME_VOLUME = "sagewai-home"
 _SNAPSHOT_VOLUME = "sagewai-snapshots"
 _JITTER = "15m"
 _DRILL_HOURS = 2  # after the time of the backup, on Sundays
 _RECIPIENTS = ("--recipient", "--recipients-file")
 _SHARED = ("--notify-file", "--notify-on", "--metrics-file", "--log-file")  # by backup and drill
+_UNMOUNTED = {
+    "--engine": "schedule systemd",
+    "--repository": "schedule systemd",
+    "--init-repository": "schedule systemd",
+    "--recipients-file": "--recipient KEY",
+    "--passphrase-command": "--passphrase-file FILE",
+}
+_WRITTEN = ("--metrics-file", "--log-file", "--work-dir")
 _OPENS, _TARGET = ("--passphrase-file",), ("--url-file",)
 
 
@@ -42,6 +54,7 @@ class Image:
         place: The URL of a remote place; "" for a volume.
         scheme: Of the place, or of the first one of `--also`; "" for none.
         identity, install_key, credentials: Files; "" for none.
+        mounted: The directory of the secrets in the container.
     """
 
     name: str
@@ -51,6 +64,7 @@ class Image:
     identity: str = field(default="", repr=False)
     install_key: str = field(default="", repr=False)
     credentials: str = field(default="", repr=False)
+    mounted: str = _SECRETS
 
     @property
     def secrets(self) -> dict[str, str]:
@@ -82,7 +96,7 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
     if is_local and not snapshots:
         volumes.append(_SNAPSHOT_VOLUME)
     loop = ["schedule", "run", "--every"]
-    backup = [*loop, f"day@{_time(plan)}", "--jitter", _JITTER, "--", *_backup(plan)]
+    backup = [*loop, f"day@{_time(plan)}", "--jitter", _JITTER, "--", *_backup(plan, image)]
     services = [_service(plan, image, NAME, backup, compose_string)]
     if can_decrypt(plan, image):
         drill = [*loop, f"sunday@{_time(plan, _DRILL_HOURS)}", "--", *_drill(plan, image)]
@@ -93,8 +107,8 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
         "image": compose_string(image.name),
         "user": compose_string(plan.user or USER),
         "user_name": plan.user or USER,
-        "home_volume": compose_string(f"{home or _HOME_VOLUME}:{HOME}"),
-        "snapshot_volume": compose_string(f"{snapshots or _SNAPSHOT_VOLUME}:{SNAPSHOTS}"),
+        "home_volume": _mount(home, _HOME_VOLUME, HOME),
+        "snapshot_volume": _mount(snapshots, _SNAPSHOT_VOLUME, SNAPSHOTS),
         "local": flag(is_local),
         "services": services,
         "restores": flag(len(services) > 1),
@@ -111,8 +125,9 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
 
 def kubernetes(plan: Plan, image: Image) -> list[File]:
     """Return CronJobs with two volume claims, which must exist, and a patch for Sagewai's pod."""
+    image = replace(image, mounted=_SECRETS_IN_POD)
     uid, _, gid = (plan.user or USER).partition(":")
-    jobs = [{**_service(plan, image, NAME, _backup(plan), yaml_string), "week_day": "*"}]
+    jobs = [{**_service(plan, image, NAME, _backup(plan, image), yaml_string), "week_day": "*"}]
     jobs[0] |= {"hour": plan.hour, "separator": []}
     if can_decrypt(plan, image):
         drill = _service(plan, image, DRILL, _drill(plan, image), yaml_string)
@@ -128,6 +143,7 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
         "jobs": jobs,
         "local": flag(not image.place),
         "any_secret": flag(secrets),
+        "mounted": image.mounted,
         "from_files": "".join(f" --from-file={name}=FILE" for name in secrets),
         **_built(image),
     }
@@ -142,12 +158,46 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
 def yaml_string(text: str) -> str:
     """Return a double-quoted scalar of YAML, whose escapes include those of JSON."""
     refuse_control(text, "a YAML file")
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def compose_string(text: str) -> str:
     """Return a scalar of a Compose file, where a single `$` begins a variable."""
     return yaml_string(text.replace("$", "$$"))
+
+
+def has_key(plan: Plan, image: Image) -> bool:
+    """Return whether a restore to an empty volume gets a master key, if it is printed."""
+    is_sealed = ("--key", "sealed") in parse_options(plan.words)
+    return is_sealed or bool(image.install_key) or not can_decrypt(plan, image)
+
+
+def refuse_unmounted(plan: Plan, image: Image) -> None:
+    """Refuse options of `backup` that need what no container has.
+
+    Raises:
+        UsageError: Such an option; the hint names what containers have instead.
+    """
+    writable = (HOME, *([] if image.place else [SNAPSHOTS]), "/tmp")  # noqa: S108 - the container's
+    for option, value in parse_options(plan.words):
+        if hint := _UNMOUNTED.get(option):
+            raise UsageError(f"{option}: not possible in a container", hint=hint)
+        if option == "--also" and value and not is_remote(value):
+            raise UsageError(
+                f"--also {value}: not mounted in the container", hint="--also s3://BUCKET/PREFIX"
+            )
+        if option in _WRITTEN and not any(map(Path(value or "").is_relative_to, writable)):
+            raise UsageError(
+                f"{option} {value}: not writable in the container",
+                hint=f"{option} {writable[-2]}/NAME",
+            )
+
+
+def _mount(directory: str, volume: str, place: str) -> str:
+    """Return a volume of a service; the long form for a directory, which can contain a colon."""
+    if not directory:
+        return compose_string(f"{volume}:{place}")
+    return f"{{type: bind, source: {compose_string(directory)}, target: {place}}}"
 
 
 def _service(
@@ -161,12 +211,12 @@ def _service(
     }
     paths = " ".join(words)
     if image.credentials:
-        variables[CREDENTIALS[image.scheme]] = f"{_SECRETS}/credentials"
-        paths += f" {_SECRETS}/credentials"
+        variables[CREDENTIALS[image.scheme]] = f"{image.mounted}/credentials"
+        paths += f" {image.mounted}/credentials"
     used = [
         secret
         for secret in (*plan.secrets, *image.secrets)
-        if f"{_SECRETS}/{secret}" in paths.split()
+        if f"{image.mounted}/{secret}" in paths.split()
     ]
     return {
         "name": name,
@@ -180,27 +230,27 @@ def _service(
     }
 
 
-def _backup(plan: Plan) -> list[str]:
-    return ["backup", *plan.options(lambda name: f"{_SECRETS}/{name}")]
+def _backup(plan: Plan, image: Image) -> list[str]:
+    return ["backup", *plan.options(lambda name: f"{image.mounted}/{name}")]
 
 
 def _drill(plan: Plan, image: Image) -> list[str]:
-    return ["drill", "latest", *_selected(plan, (*_OPENS, *_SHARED)), *_identity(image)]
+    return ["drill", "latest", *_selected(plan, image, (*_OPENS, *_SHARED)), *_identity(image)]
 
 
 def _restore(plan: Plan, image: Image) -> list[str]:
-    key = ["--install-key", f"{_SECRETS}/master-key"] if image.install_key else []
-    opening = [*_selected(plan, (*_OPENS, *_TARGET)), *_identity(image)]
+    key = ["--install-key", f"{image.mounted}/master-key"] if image.install_key else []
+    opening = [*_selected(plan, image, (*_OPENS, *_TARGET)), *_identity(image)]
     return ["restore", "latest", "--if-empty", *opening, *key]
 
 
 def _identity(image: Image) -> list[str]:
-    return ["--identity", f"{_SECRETS}/identity"] if image.identity else []
+    return ["--identity", f"{image.mounted}/identity"] if image.identity else []
 
 
-def _selected(plan: Plan, names: tuple[str, ...]) -> list[str]:
+def _selected(plan: Plan, image: Image, names: tuple[str, ...]) -> list[str]:
     """Return those of the options of `backup` that another command has too."""
-    words = plan.options(lambda name: f"{_SECRETS}/{name}")
+    words = plan.options(lambda name: f"{image.mounted}/{name}")
     return [
         word
         for option, value in parse_options(words)

@@ -33,7 +33,7 @@ CHECK_FILES = schedule._check_files
 SCHEMAS = Path(__file__).parents[2] / "fixtures" / "schemas"
 RECIPIENT = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
 KINDS = ("systemd", "cron", "compose", "kubernetes")
-ODD_NAMES = ("a b", "100%", "$HOME", "it's", 'a "x"', "back\\slash", "ünï", "-x", "#c;d&e")
+ODD_NAMES = ("a b", "a:b", "100%", "$HOME", "it's", 'a "x"', "back\\slash", "ünï", "-x", "#c;d&e")
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
 
 
@@ -300,7 +300,7 @@ def test_compose_is_valid_with_sagewais_own_file() -> None:
         ["--time", "23:05", "--", "--keep-last", "3", "--exclude", "$HOME"],
         ["--identity", "/i", "--install-key", "/k", "--", "--recipient", RECIPIENT],
         ["--to", "s3://b/p", "--credentials", "/c", "--", "--passphrase-file", "/p",
-         "--notify-file", "/n", "--metrics-file", "/snapshots/m.prom"],
+         "--notify-file", "/n", "--metrics-file", "/tmp/m.prom"],
         ["--", "--url-file", "/u", "--also", "gs://b/p"],
     ],
 )  # fmt: skip
@@ -338,7 +338,11 @@ def test_compose_with_directories_and_secrets() -> None:
     )
 
     sidecar = document["services"][NAME]
-    assert sidecar["volumes"] == ["/h:/home/sagewai/.sagewai", "/s:/snapshots"]
+    assert sidecar["volumes"] == [
+        {"type": "bind", "source": "/h", "target": "/home/sagewai/.sagewai"},
+        {"type": "bind", "source": "/s", "target": "/snapshots"},
+    ]
+    assert sidecar["stop_grace_period"] == "75s"  # more than the loop gives to a run
     assert "volumes" not in document
     assert "network_mode" not in sidecar
     assert document["secrets"] == {"ping-url": {"file": "/etc/ping"}}
@@ -366,7 +370,8 @@ def test_a_remote_place_has_its_credentials_from_a_secret(
 
     count = {"compose": 3, "kubernetes": 3}[kind]
     assert text.count(variable) == count
-    assert text.count("/run/secrets/credentials") == count
+    secrets = {"compose": "/run/secrets", "kubernetes": "/run/sagewai-ops"}[kind]
+    assert text.count(f"{secrets}/credentials") == count
     assert ("claimName: sagewai-snapshots" in text or "sagewai-snapshots:/snapshots" in text) is (
         not is_target
     )
@@ -393,10 +398,45 @@ def test_places_that_no_container_reaches_are_refused(
 
 
 @pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--engine", "restic", "--repository", "/r"], "--engine: not possible in a container"),
+        (["--repository", "restic:/r"], "--repository: not possible in a container"),
+        (["--also", "/mnt/usb"], "--also /mnt/usb: not mounted"),
+        (["--recipients-file", "/f"], "--recipients-file: not possible in a container"),
+        (["--passphrase-command", "pass x"], "--passphrase-command: not possible"),
+        (["--log-file", "/var/log/x"], "--log-file /var/log/x: not writable"),
+    ],
+)
+def test_options_that_need_more_than_the_containers_have_are_refused(
+    kind: str, words: list[str], message: str
+) -> None:
+    """The hint names what they have instead."""
+    answer = call("schedule", kind, "--", *words)
+
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert "hint: " in answer.err
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+def test_a_restore_without_the_master_key_is_warned_of(kind: str) -> None:
+    """Of a home with secrets; a key on the host or in the snapshot is enough."""
+    without = call("schedule", kind)
+    installed = call("schedule", kind, "--install-key", "/k")
+    sealed = call("schedule", kind, "--", "--key", "sealed", "--passphrase-file", "/p")
+
+    assert "add --install-key FILE" in without.err
+    assert (without.code, installed.err, sealed.err) == (0, "", "")
+
+
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
 def test_without_an_identity_there_is_no_drill_that_would_fail(kind: str) -> None:
     """A warning names the option."""
     without = call("schedule", kind, "--", "--recipient", RECIPIENT)
-    complete = call("schedule", kind, "--identity", "/i", "--", "--recipient", RECIPIENT)
+    files = ("--identity", "/i", "--install-key", "/k")
+    complete = call("schedule", kind, *files, "--", "--recipient", RECIPIENT)
 
     assert (without.code, DRILL in without.out, RESTORE in without.out) == (0, False, False)
     assert "add --identity FILE" in without.err
@@ -415,8 +455,12 @@ def test_compose_escapes_paths_and_words(name: str) -> None:
 
     service = yaml.safe_load(file.text)["services"][NAME]
     assert service["volumes"] == [
-        f"/{name}:/home/sagewai/.sagewai".replace("$", "$$"),
-        f"/s/{name}:/snapshots".replace("$", "$$"),
+        {
+            "type": "bind",
+            "source": f"{place}{name}".replace("$", "$$"),
+            "target": target,
+        }
+        for place, target in (("/", "/home/sagewai/.sagewai"), ("/s/", "/snapshots"))
     ]
     assert service["command"][8:] == [word.replace("$", "$$") for word in words]
 
@@ -439,7 +483,7 @@ def test_kubernetes_is_valid_and_careful() -> None:
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         # It would make the master key accessible to the group, and Sagewai then replaces the key.
         assert "fsGroup" not in json.dumps(document)
-        assert container["args"][-2:] == ["--passphrase-file", "/run/secrets/passphrase"]
+        assert container["args"][-2:] == ["--passphrase-file", "/run/sagewai-ops/passphrase"]
 
 
 @pytest.mark.parametrize(
@@ -458,6 +502,11 @@ def test_the_patch_of_sagewais_pod_is_valid(words: list[str]) -> None:
     jsonschema.Draft7Validator(schema).validate(document)
     (container,) = added["initContainers"]
     mounted = {mount["name"] for mount in container["volumeMounts"]}
+    # There the token of the pod's account is mounted, which the jobs do not have.
+    assert not any(
+        mount["mountPath"].startswith(("/run/secrets", "/var/run"))
+        for mount in container["volumeMounts"]
+    )
     assert mounted == {volume["name"] for volume in added["volumes"]}
     assert container["args"][:3] == ["restore", "latest", "--if-empty"]
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
@@ -612,7 +661,7 @@ def test_schedule_without_the_url_of_a_moved_home_is_warned_of(kind: str, tmp_pa
     without = call("schedule", kind, "--home", home)
     named = call("schedule", kind, "--home", home, "--", "--url-file", "/url")
 
-    assert (without.code, named.code, named.err) == (0, 0, "")
+    assert (without.code, named.code, "not name it" in named.err) == (0, 0, False)
     assert "postgresql://db:1/x: the schedule does not name it" in without.err
 
 
