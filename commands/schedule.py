@@ -300,8 +300,14 @@ def _image(
 
     place = str(to) if to and is_remote_path(to) else ""
     remote = [place] if place else []
-    remote += [value for option, value in parse_options(plan.words) if option == "--also" and value]
-    remote = [text for text in remote if is_remote(text)]
+    for word, value in parse_options(plan.words):
+        if word == "--also" and value:
+            if not is_remote(value):
+                raise UsageError(
+                    f"--also {value}: not mounted in the container",
+                    hint="--also s3://BUCKET/PREFIX",
+                )
+            remote.append(value)
     for text in remote:
         if text.partition(":")[0] not in CREDENTIALS:
             raise UsageError(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.remote.address import is_remote
 from sagewai_ops.schedule.plan import NAME, File, Plan, parse_options
 from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_control
 
@@ -182,10 +181,6 @@ def refuse_unmounted(plan: Plan, image: Image) -> None:
     for option, value in parse_options(plan.words):
         if hint := _UNMOUNTED.get(option):
             raise UsageError(f"{option}: not possible in a container", hint=hint)
-        if option == "--also" and value and not is_remote(value):
-            raise UsageError(
-                f"--also {value}: not mounted in the container", hint="--also s3://BUCKET/PREFIX"
-            )
         if option in _WRITTEN and not any(map(Path(value or "").is_relative_to, writable)):
             raise UsageError(
                 f"{option} {value}: not writable in the container",

@@ -342,7 +342,7 @@ def test_compose_with_directories_and_secrets() -> None:
         {"type": "bind", "source": "/h", "target": "/home/sagewai/.sagewai"},
         {"type": "bind", "source": "/s", "target": "/snapshots"},
     ]
-    assert sidecar["stop_grace_period"] == "75s"  # more than the loop gives to a run
+    assert sidecar["stop_grace_period"] == "75s"  # longer than the loop waits for a run
     assert "volumes" not in document
     assert "network_mode" not in sidecar
     assert document["secrets"] == {"ping-url": {"file": "/etc/ping"}}
