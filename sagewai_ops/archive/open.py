@@ -132,7 +132,8 @@ def read_summary(path: Path) -> Summary:
 @contextlib.contextmanager
 def _open_stream(path: Path, spool: BinaryIO | None) -> Iterator[BinaryIO]:
     if is_remote(path):
-        with contextlib.closing(RemoteStream(path, spool)) as remote:
+        size_bytes = size_of(path) if spool else 0
+        with contextlib.closing(RemoteStream(path, spool, size_bytes)) as remote:
             yield cast("BinaryIO", remote)
         return
     try:

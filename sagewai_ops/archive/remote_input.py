@@ -88,11 +88,15 @@ class RemoteStream(io.RawIOBase):
     Args:
         spool: Keeps what is received, so that an object that was read to its end is read again from
             there; None to request it again. Where the disk becomes full, it is requested, too.
+        size_bytes: Of the object, as the place lists it: no more is kept.
     """
 
-    def __init__(self, path: RemotePath, spool: BinaryIO | None = None) -> None:
+    def __init__(
+        self, path: RemotePath, spool: BinaryIO | None = None, size_bytes: int = 0
+    ) -> None:
         self._path = path
         self._spool = spool
+        self._size_bytes = size_bytes
         self._is_spooled = False
         self._begin()
 
@@ -139,6 +143,8 @@ class RemoteStream(io.RawIOBase):
 
     def _keep(self, piece: bytes) -> None:
         view = memoryview(piece)
+        if self._spool and self._spool.tell() + len(view) > self._size_bytes:
+            raise DamagedError(f"archive: longer than its {self._size_bytes} bytes")
         try:
             while self._spool and view:
                 view = view[self._spool.write(view) :]

@@ -21,7 +21,7 @@ from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.remote_input import RemoteStream
 from sagewai_ops.cli import acting
 from sagewai_ops.cli.settings import Settings
-from sagewai_ops.errors import OpsError, RemoteError
+from sagewai_ops.errors import DamagedError, OpsError, RemoteError
 from sagewai_ops.snapshots import piped_archive
 from sagewai_ops.snapshots.catalog import list_snapshots
 from sagewai_ops.snapshots.verify import verify_snapshot
@@ -287,12 +287,27 @@ def test_download_goes_on_where_the_disk_becomes_full(store: MemoryStore, tmp_pa
     for limit, times in ((len(content), 1), (len(content) - 1, 2)):
         store.requests.clear()
         with _FullDisk(tmp_path / f"{limit}", limit) as spool:
-            stream = RemoteStream(store.path() / "object", cast("BinaryIO", spool))
+            disk = cast("BinaryIO", spool)
+            stream = RemoteStream(store.path() / "object", disk, len(content))
             for _each in range(2):
                 assert stream.seek(0) == 0
                 assert stream.read(len(content) + 1) == content
         assert store.requests["stream"] == times
         assert (tmp_path / f"{limit}").stat().st_size == (len(content) if times == 1 else 0)
+
+
+def test_a_download_that_is_longer_than_listed_is_16(store: MemoryStore, tmp_path: Path) -> None:
+    """No byte after the listed size is kept: such a place could fill the disk."""
+    store.put("object", bytes(5 * memory_store.PIECE_BYTES))
+
+    with (tmp_path / "spool").open("w+b", buffering=0) as spool:
+        stream = RemoteStream(
+            store.path() / "object", cast("BinaryIO", spool), 3 * memory_store.PIECE_BYTES
+        )
+        with pytest.raises(DamagedError, match="longer than"):
+            stream.read(5 * memory_store.PIECE_BYTES)
+
+        assert spool.seek(0, os.SEEK_END) == 3 * memory_store.PIECE_BYTES
 
 
 class _FullDisk(io.FileIO):
