@@ -79,8 +79,9 @@ def given_server(run: Run, url: str | None, url_file: Path | None, command: str)
         url = read_url_file(url_file)
     found = parse(url) if url else resolve(run.settings.environment, run.home().database)
     if not isinstance(found, PostgresUrl):
+        state = "the URL is not that" if url else "no URL"
         raise UsageError(
-            f"{command}: no URL of a PostgreSQL database is given",
+            f"{command}: {state} of a PostgreSQL database" + ("" if url else " is given"),
             hint=f"sagewai-ops {command} postgresql://USER@HOST/DATABASE",
         )
     return found

@@ -332,7 +332,7 @@ def test_learnings_become_vectors_when_asked(home: Home, postgres: Server) -> No
             2,
             "not supported, only postgresql:// and sqlite:///",
         ),
-        (["sqlite:///x.db"], 2, "no URL of a PostgreSQL database"),
+        (["sqlite:///x.db"], 2, "the URL is not that of a PostgreSQL database"),
         (["postgresql://u:PASSWORD@127.0.0.1:1/x"], 19, "127.0.0.1:1/x"),
         (["postgresql:///x", "--url-file", "f"], 2, "the URL is given as well"),
         (["--url-file", "/no/such/file"], 10, "/no/such/file"),
