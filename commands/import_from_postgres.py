@@ -24,13 +24,13 @@ SAGEWAI_DATABASE_URL, its password from PGPASSWORD or the password file.
 
 Exit status:
   0   moved and compared
-  3   moved, but the reported rows are not in the home
+  3   moved, but the reported rows, or later ones, are not in the home
   4   findings; nothing was changed
   10  database not found, or without tables of Sagewai
   11  locked by another run
   13  not enough disk space
   14  permission denied
-  15  server or home in use, or the home has rows
+  15  server or home in use or changed, or the home has rows
   16  SQLite finds damage
   18  server schema newer or unknown
   19  server or network failed
@@ -82,7 +82,7 @@ def import_from_postgres(
         ),
     ] = Policy.FAIL,
     allow_live: Annotated[
-        bool, option(RUN, "--allow-live", "Import while Sagewai runs, as a rehearsal.")
+        bool, option(RUN, "--allow-live", "Import while the server is used, as a rehearsal.")
     ] = False,
     url_file: UrlFileOption = None,
     report: Annotated[

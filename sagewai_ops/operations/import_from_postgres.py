@@ -23,6 +23,7 @@ from sagewai_ops import __version__
 from sagewai_ops.database.postgres.sessions import describe_sessions, find_sessions
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.sqlite.raw_copy import FileStates, file_states
 from sagewai_ops.database.sqlite.read_transaction import open_frozen, quoted
 from sagewai_ops.database.sqlite.vectors import count_vectors, vector_tables
 from sagewai_ops.database.url import PostgresUrl
@@ -54,6 +55,7 @@ from sagewai_ops.operations.init import DATA_PARTS
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore.access import count_other_fleet
+from sagewai_ops.restore.companions import companion_warnings
 from sagewai_ops.restore.compare_sqlite import compare_database
 from sagewai_ops.restore.conversion import ConversionPlan, plan_conversion
 from sagewai_ops.restore.plan import replaced_database
@@ -65,7 +67,7 @@ from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
 from sagewai_ops.snapshots.server_database import ServerFacts
 from sagewai_ops.swap import pending, swap
-from sagewai_ops.text import printable, shell_word
+from sagewai_ops.text import listed, printable, shell_word
 
 if TYPE_CHECKING:
     from sagewai_ops.database.postgres.snapshot_session import Server
@@ -87,8 +89,8 @@ class ImportOptions:
     Attributes:
         purpose: `move`, or `plan`: convert everything, change nothing.
         policy: What happens to rows that SQLite cannot have.
-        allow_live: Proceed although the database or the home is in use: rows that are written
-            afterwards are not imported.
+        allow_live: Proceed although other sessions use the server's database: rows that are
+            written afterwards are not imported. The home must not be in use in any case.
         report: Path of the report; None for the default path next to the home, and for no report
             of a plan.
         wait_seconds: For another run on the home, and for locked tables.
@@ -117,17 +119,14 @@ class _Work:
     built: Built | None = None
     findings: tuple[Finding, ...] = ()
     is_imported: bool = False
+    is_live: bool = False
+    state: FileStates = ()
     refused: int = 0
     learnings: int = 0
     previous: Path | None = None
     notes: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     files: ImportFiles = field(default_factory=lambda: ImportFiles())
-
-    @property
-    def checks_use(self) -> bool:
-        """Whether the home and the server's database must not be in use."""
-        return self.options.purpose == MOVE and not self.options.allow_live
 
 
 class _UnchangedError(Exception):
@@ -149,7 +148,8 @@ def import_from_postgres(
 
     Raises:
         NotFoundError: No such database, or one without tables of Sagewai.
-        TargetBusyError: The home has rows, or it or the server's database is in use.
+        TargetBusyError: The home has rows, or it or the server's database is in use, or was
+            changed during the import.
         SchemaAheadError, PermissionDeniedError, UsageError, LockedError: The server or the home
             does not meet the requirements; nothing was changed.
         DifferenceError: SQLite returns another value than the server; nothing was changed.
@@ -163,6 +163,7 @@ def import_from_postgres(
         pending.require_settled(home.root)
         pending.sweep(home.root)
         paths = _require_target(work)
+        work.state = _database_state(work)  # before the database is copied
         with _open_server(work) as stream:
             plan = _plan(work, stream)
             require_free_bytes(home.root, plan.bytes, option="--to DIR")
@@ -213,8 +214,35 @@ def _require_target(work: _Work) -> tuple[str, ...] | None:
 
 
 def _require_unused(work: _Work) -> None:
-    if work.checks_use:
+    if work.options.purpose == MOVE:
         require_unused(work.home.root, work.home.root / DATABASE)
+
+
+def _database_state(work: _Work) -> FileStates:
+    database = work.home.root / DATABASE
+    with translate_os_errors(database):
+        return file_states(database)
+
+
+def _require_unchanged(work: _Work, stream: ServerStream) -> None:
+    """Check that neither side is in use, or was changed since it was read.
+
+    Raises:
+        TargetBusyError: One is, or was; of the server, unless the import is a rehearsal.
+    """
+    from sagewai_ops.database.postgres.snapshot_session import open_snapshot
+
+    with open_snapshot(work.url, wait_seconds=_wait_seconds(work)) as session:
+        if changed := stream.changed_tables(session):
+            _note_use(work, f"changed during the import: {listed(changed)}")
+        session.run(lambda server: _require_no_sessions(work, server))
+    _require_unused(work)
+    if _database_state(work) != work.state:
+        root = work.home.root
+        raise TargetBusyError(
+            f"home {root}: its database was changed during the import",
+            hint=f"sagewai-ops --home {shell_word(root)} status  # then run it again",
+        )
 
 
 @contextlib.contextmanager
@@ -228,22 +256,36 @@ def _open_server(work: _Work) -> Iterator[ServerStream]:
     from sagewai_ops.database.postgres.snapshot_session import open_snapshot
     from sagewai_ops.schema.postgres_catalog import read_catalog
 
-    wait = max(work.options.wait_seconds, _WAIT_SECONDS)
-    with open_snapshot(work.url, wait_seconds=wait) as session:
+    with open_snapshot(work.url, wait_seconds=_wait_seconds(work)) as session:
         session.run(lambda server: _require_no_sessions(work, server))
         catalog = session.run(lambda server: read_catalog(server, lambda *_table: True))
         yield ServerStream(session, catalog)
 
 
+def _wait_seconds(work: _Work) -> float:
+    return max(work.options.wait_seconds, _WAIT_SECONDS)
+
+
 async def _require_no_sessions(work: _Work, server: Server) -> None:
-    if not work.checks_use:
+    if work.options.purpose == PLAN:
         return
     await server.execute("SELECT pg_catalog.pg_stat_clear_snapshot()")
     if sessions := await find_sessions(server):
+        _note_use(work, f"in use by {', '.join(describe_sessions(sessions))}")
+
+
+def _note_use(work: _Work, state: str) -> None:
+    """Refuse a server that is in use; in a rehearsal, note that later rows are missing.
+
+    Raises:
+        TargetBusyError: It is not a rehearsal.
+    """
+    if not work.options.allow_live:
         raise TargetBusyError(
-            f"{work.url.display}: in use by {', '.join(describe_sessions(sessions))}",
+            f"{work.url.display}: {state}",
             hint="stop Sagewai, or rehearse: sagewai-ops import-from-postgres --allow-live",
         )
+    work.is_live = True
 
 
 def _plan(work: _Work, stream: ServerStream) -> ConversionPlan:
@@ -308,8 +350,13 @@ def _import(work: _Work, stream: ServerStream, plan: ConversionPlan, stage: swap
             synced.result()
     with _timed(work, "check"):
         _check(work, staged, examined.result())
-    _require_unused(work)
-    stream.run(lambda server: _require_no_sessions(work, server))
+    _require_unchanged(work, stream)
+    work.notes += companion_warnings(work.home.root, stage.paths)
+    if work.is_live:
+        work.notes.append(
+            f"{work.url.display}: in use, rows that were written during the import or later are"
+            " not in the home"
+        )
     swap.swap(stage)
     work.is_imported, work.previous = True, stage.before
 
@@ -404,10 +451,11 @@ def _refusals(work: _Work) -> Iterator[Callable[[dict[str, Any]], None] | None]:
 
 
 def _remove_refused(work: _Work) -> None:
-    """Remove the file of an import that failed later."""
-    if "refused" in work.files:
-        with contextlib.suppress(OSError):
+    """Remove the file of an import that failed later, and its directory if that is empty."""
+    with contextlib.suppress(OSError):
+        if "refused" in work.files:
             beneath.unlink(Path(work.files["refused"]))
+        beneath.remove_directory(export_directory(work.home))
 
 
 def _report_path(home: Home, options: ImportOptions) -> Path | None:
@@ -458,6 +506,7 @@ def _describe(work: _Work) -> ImportResult:
         revision=work.facts.level,
         policy=options.policy,
         imported=work.is_imported,
+        live=work.is_live,
         rows=built.conversion.rows,
         tables=tuple(
             ImportedTable(table.name, table.rows - omitted[table.name])
@@ -480,10 +529,10 @@ def _describe(work: _Work) -> ImportResult:
 
 
 def exit_code(result: ImportResult) -> int:
-    """Return 0 for a complete import, 3 with refused rows, 4 if findings prevented it."""
+    """Return 0 for a complete import, 3 if rows are missing, 4 if findings prevented it."""
     if result.open_findings:
         return EXIT_FINDINGS
-    return EXIT_INCOMPLETE if result.findings else EXIT_DONE
+    return EXIT_INCOMPLETE if result.findings or result.live else EXIT_DONE
 
 
 def _cut_over(work: _Work) -> tuple[str, ...]:

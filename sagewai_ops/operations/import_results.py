@@ -34,6 +34,7 @@ class ImportResult:
         server: The server's version.
         revision: Of the server's schema, and of the home's.
         imported: Whether the home has the rows.
+        live: Whether the server was in use: later rows are not in the home.
         rows: In the home, or what it would have.
         findings: What a home on SQLite cannot have.
         findings_total: Rows that they concern; a finding that does not concern rows counts as one.
@@ -57,6 +58,7 @@ class ImportResult:
     revision: str
     policy: Literal["fail", "quarantine"]
     imported: bool
+    live: bool
     rows: int
     tables: tuple[ImportedTable, ...]
     findings: tuple[Finding, ...]

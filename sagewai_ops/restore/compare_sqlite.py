@@ -130,10 +130,10 @@ class _Comparison:
             values = (first, first, first + block.count - 1)
             return self._connection.execute(f"{query} ORDER BY rowid", values).fetchall()
         query = f"SELECT rowid, {wanted} FROM {name} WHERE rowid BETWEEN ? AND ?"
-        places = {}
+        places: dict[int, int] = {}
         for place, number in enumerate(block.column(table.number)):
             with contextlib.suppress(ValueError):  # a row that was omitted
-                places[int(number)] = place
+                places.setdefault(int(number), place)  # of duplicates, the first is stored
         # As one range as far as the numbers are dense.
         numbers = sorted(number for number in places if abs(number) < _MOST_NUMBER)
         starts = [
@@ -150,7 +150,10 @@ class _Comparison:
         return sorted(found, key=_place)
 
     def _error(self, what: str) -> DifferenceError:
-        return DifferenceError(f"database: {printable(what)} differs from the {self._source}")
+        return DifferenceError(
+            f"database: {printable(what)} differs from the {self._source}",
+            hint="run it again, the target is unchanged\ndmesg  # is the disk damaged?",
+        )
 
 
 def _place(found: tuple[Any, ...]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sagewai_ops.backup.server import server_facts, text_encoding
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 
 Answer = TypeVar("Answer")
+# The number of a table's rows, and the sum of the transactions that wrote them: an update writes a
+# row of its own transaction, and nothing else changes it, neither VACUUM nor a lock.
+_Mark: TypeAlias = tuple[int, int]
 
 
 class ServerStream:
@@ -33,6 +36,7 @@ class ServerStream:
         self._session = session
         self._catalog = catalog
         self._tables = {table.name: table for table in catalog.tables}
+        self._marks: list[_Mark] = []
 
     def run(self, read: Callable[[Server], Coroutine[Any, Any, Answer]]) -> Answer:
         """Run a coroutine function in the transaction, as `SnapshotSession.run`."""
@@ -46,6 +50,7 @@ class ServerStream:
         Raises:
             OpsError: The server refuses, or the connection is lost.
         """
+        self._marks = self._session.run(self._count)
         tables = [
             StoredTable(
                 schema=table.schema,
@@ -57,9 +62,7 @@ class ServerStream:
                 stem=member_stem(table.schema, table.name),
                 members=0,
             )
-            for table, rows in zip(
-                self._catalog.tables, self._session.run(self._count), strict=True
-            )
+            for table, (rows, _) in zip(self._catalog.tables, self._marks, strict=True)
         ]
         return server_facts(self._catalog, tables, text_encoding(self._catalog))
 
@@ -80,11 +83,30 @@ class ServerStream:
             with contextlib.closing(self._pieces(stored)) as pieces:
                 for piece in pieces:
                     yield from reader.add(piece)
+                    if reader.rows > stored.rows:  # else such a server could fill the disk
+                        raise self._damage(stored, f"more than {stored.rows} rows")
                     if on_bytes:
                         on_bytes(len(piece))
             reader.finish(stored.rows)
 
-    async def _count(self, connection: Server) -> list[int]:
+    def changed_tables(self, later: SnapshotSession) -> list[str]:
+        """Return the tables whose rows were changed since `facts`.
+
+        Args:
+            later: A newer snapshot of the database, opened while the locks of this one prevent
+                that its tables are rewritten.
+
+        Raises:
+            OpsError: As `facts`.
+        """
+        marks = later.run(self._count)
+        return [
+            f"{table.schema}.{table.name}"
+            for table, before, after in zip(self._catalog.tables, self._marks, marks, strict=True)
+            if before != after
+        ]
+
+    async def _count(self, connection: Server) -> list[_Mark]:
         await connection.execute("SET LOCAL max_parallel_workers_per_gather = 0")
         return [await _count_rows(connection, table) for table in self._catalog.tables]
 
@@ -117,8 +139,9 @@ class ServerStream:
         )
 
 
-async def _count_rows(connection: Server, table: ServerTable) -> int:
+async def _count_rows(connection: Server, table: ServerTable) -> _Mark:
     place = f"{quoted(table.schema)}.{quoted(table.name)}"
     only = "" if table.has_partitions else "ONLY "
-    count: int = await connection.fetchval(f"SELECT count(*) FROM {only}{place}")  # noqa: S608
-    return count
+    query = f"SELECT count(*), sum(xmin::text::bigint) FROM {only}{place}"  # noqa: S608
+    count, writers = await connection.fetchrow(query)
+    return count, int(writers or 0)

@@ -36,7 +36,7 @@ from returned_homes import (
 )
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
 from sagewai_ops.errors import OpsError
-from sagewai_ops.home.paths import DATABASE, locate
+from sagewai_ops.home.paths import COMPANION, DATABASE, locate
 from sagewai_ops.home.server_record import read_server_record, record_of, write_server_record
 from sagewai_ops.operations import import_from_postgres as importing
 from sagewai_ops.restore import to_sqlite as to_sqlite_module
@@ -341,11 +341,132 @@ def test_a_database_in_use_is_refused(small: ServerHome, tmp_path: Path) -> None
     with small.server.session(small.database, "SELECT 1"):
         refused = bring_back(small, tmp_path / "back")
         planned = bring_back(small, tmp_path / "back", "--plan")
-        rehearsed = bring_back(small, tmp_path / "live", "--allow-live")
+        rehearsed = bring_back(small, tmp_path / "live", "--allow-live", "--json")
 
-    assert (refused.code, planned.code, rehearsed.code) == (15, 0, 0)
+    assert (refused.code, planned.code, rehearsed.code) == (15, 0, 3)
     assert "in use by session of" in refused.err
     assert not (tmp_path / "back").exists()
+    result = valid(rehearsed)
+    assert result["imported"]
+    assert result["live"]
+    assert "written during the import or later are not in the home" in result["notes"][-1]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sessions SET summary = 'later' WHERE session_id = '17'",
+        "INSERT INTO sessions (session_id, agent_name) VALUES ('later', '')",
+    ],
+)
+def test_rows_that_are_written_during_the_import_are_noticed(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """By a session that has ended: refused before the rename; reads and VACUUM are no change."""
+    made = make_server_home(tmp_path / "home", postgres)
+    made.run("DELETE FROM workflow_events")
+    statements = ["VACUUM FREEZE sessions", "SELECT * FROM sessions FOR UPDATE"]
+    compare = compare_database
+
+    def late(*words: Any, **options: Any) -> None:
+        compare(*words, **options)
+        for each in statements:
+            made.run(each)
+
+    monkeypatch.setattr(importing, "compare_database", late)
+    unchanged = bring_back(made, tmp_path / "unchanged")
+    statements = [statement]
+    changed = bring_back(made, tmp_path / "back")
+
+    assert (unchanged.code, changed.code) == (0, 15), unchanged.err
+    assert "changed during the import: public.sessions" in changed.err
+    assert not (tmp_path / "back").exists()
+    postgres.drop(made.database)
+
+
+def test_a_home_that_is_written_during_the_import_is_noticed(
+    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row would go with the previous database."""
+    home = tmp_path / "home"
+    assert call("--home", home, "init").code == 0
+    compare = compare_database
+
+    def late(*words: Any, **options: Any) -> None:
+        compare(*words, **options)
+        with contextlib.closing(sqlite3.connect(home / DATABASE)) as connection:
+            connection.execute("INSERT INTO notification_channels (channel_type) VALUES ('x')")
+            connection.commit()
+
+    monkeypatch.setattr(importing, "compare_database", late)
+    answer = bring_back(small, home)
+
+    assert answer.code == 15
+    assert "its database was changed during the import" in answer.err
+    assert value_of(home, "SELECT channel_type FROM notification_channels") == "x"
+
+
+def test_a_directory_of_litestream_goes_with_the_previous_database(
+    small: ServerHome, tmp_path: Path
+) -> None:
+    """The same remark as after a restore."""
+    home = tmp_path / "home"
+    assert call("--home", home, "init").code == 0
+    (home / COMPANION).mkdir()
+
+    answer = bring_back(small, home, "--json")
+
+    assert answer.code == 0, answer.err
+    assert any(str(home / COMPANION) in note for note in valid(answer)["notes"])
+    assert not (home / COMPANION).exists()
+
+
+def test_a_key_that_the_server_has_twice(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first row stays, and is the one compared; an import that fails leaves no directory."""
+    made = make_server_home(tmp_path / "home", postgres)
+    columns = "id, channel_type, config"
+    made.run(
+        "DELETE FROM workflow_events",
+        "ALTER TABLE notification_channels DROP CONSTRAINT notification_channels_pkey CASCADE",
+        f"INSERT INTO notification_channels ({columns}) VALUES (91, 'a', '1')",
+        f"INSERT INTO notification_channels ({columns}) VALUES (91, 'b', '2')",
+    )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_check", lambda *_: (_ for _ in ()).throw(OpsError("x")))
+        failed = bring_back(made, tmp_path / "back", "--on-invalid", "quarantine")
+    left = [path.name for path in tmp_path.iterdir()]
+    answer = bring_back(made, tmp_path / "back", "--on-invalid", "quarantine")
+
+    assert (failed.code, left, answer.code) == (1, ["home"], 3), answer.err
+    query = "SELECT channel_type FROM notification_channels WHERE id = 91"
+    assert value_of(tmp_path / "back", query) == "a"
+    postgres.drop(made.database)
+
+
+def test_a_server_that_sends_more_rows_than_it_counted(
+    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends the import after the first piece, before they fill the disk."""
+    copy = SnapshotSession.copy
+    pieces: list[bytes] = []
+
+    def endless(self: SnapshotSession, schema: str, table: str, *words: Any, **options: Any) -> Any:
+        received = b"".join(copy(self, schema, table, *words, **options))
+        while table == "sessions" and len(pieces) < 1000:
+            pieces.append(received)
+            yield received * 100
+        yield received
+
+    monkeypatch.setattr(SnapshotSession, "copy", endless)
+    answer = bring_back(small, tmp_path / "back")
+
+    assert answer.code == 19
+    assert "sessions: more than 50 rows" in answer.err
+    assert len(pieces) < 10
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_session_that_comes_during_the_import_is_noticed(
@@ -366,8 +487,11 @@ def test_a_session_that_comes_during_the_import_is_noticed(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_home_in_use_is_refused(small: ServerHome, tmp_path: Path) -> None:
-    """A process has its database open."""
+@pytest.mark.parametrize("words", [(), ("--allow-live",)])
+def test_a_home_in_use_is_refused(
+    small: ServerHome, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """A process has its database open; --allow-live is about the server only."""
     assert call("--home", tmp_path / "home", "init").code == 0
     with subprocess.Popen(
         ["sh", "-c", "exec 9<db/sagewai.db; echo; exec sleep 100"],
@@ -376,7 +500,7 @@ def test_a_home_in_use_is_refused(small: ServerHome, tmp_path: Path) -> None:
     ) as process:
         assert process.stdout
         process.stdout.readline()
-        answer = bring_back(small, tmp_path / "home")
+        answer = bring_back(small, tmp_path / "home", *words)
         process.kill()
 
     assert answer.code == 15
@@ -435,15 +559,20 @@ def test_a_role_that_may_not_read_is_refused(postgres: Server, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "words",
-    [(), ("sqlite:///x.db",), ("postgresql://h/d", "--url-file", "f")],
+    ("words", "message"),
+    [
+        ((), "no URL of a PostgreSQL database is given"),
+        (("sqlite:///x.db",), "the URL is not that of a PostgreSQL database"),
+        (("postgresql://h/d", "--url-file", "f"), "the URL is given as well"),
+    ],
     ids=["none", "sqlite", "both"],
 )
-def test_urls_that_are_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_urls_that_are_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     """As those of an export."""
     answer = call("import-from-postgres", *words, "--to", tmp_path / "back")
 
     assert answer.code == 2
+    assert message in answer.err
     assert [*tmp_path.iterdir()] == []
 
 
@@ -472,6 +601,7 @@ def test_another_value_is_20(
 
     assert answer.code == 20, answer.err
     assert "sessions.session_id of 71, default differs from the server" in answer.err
+    assert "db check" not in answer.err  # of a home that was not written
     assert [*tmp_path.iterdir()] == []
 
 

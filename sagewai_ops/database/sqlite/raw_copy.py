@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 from sagewai_ops.database.sqlite.connect import open_regular
 from sagewai_ops.database.sqlite.read_transaction import (
@@ -21,6 +22,9 @@ from sagewai_ops.database.sqlite.read_transaction import (
 )
 from sagewai_ops.errors import LockedError, NotFoundError
 from sagewai_ops.fs import beneath
+
+# Inode, size and modification time of each file of a database; () for a missing one.
+FileStates: TypeAlias = tuple[tuple[int, ...], ...]
 
 _BLOCK_BYTES = 1024 * 1024  # larger is not faster: measured from 64 KiB to 4 MiB
 _CLONED_BYTES = 4096  # a block of most file systems, and a page of Sagewai's database
@@ -40,7 +44,7 @@ def copy_unlocked(source: Path, main: int, target: Path, report: Callable[[int],
         LockedError: They changed in every pass.
     """
     for _ in range(_ATTEMPTS):
-        before = _states(source)
+        before = file_states(source)
         newest = max(state[-1] for state in before if state)
         if abs(time.time_ns() - newest) < _SETTLED_NS:
             time.sleep(_SETTLED_NS / 1e9)
@@ -52,7 +56,7 @@ def copy_unlocked(source: Path, main: int, target: Path, report: Callable[[int],
                 copy_log(sidecar(source, suffix), sidecar(target, suffix))
                 for suffix in ("-wal", "-journal")
             )
-        if is_complete and _states(source) == before:
+        if is_complete and file_states(source) == before:
             return
     raise LockedError(
         f"database {source}: changed in each of {_ATTEMPTS} passes, not lockable by uid"
@@ -189,7 +193,7 @@ def create_private(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _states(source: Path) -> tuple[tuple[int, ...], ...]:
+def file_states(source: Path) -> FileStates:
     """Return inode, size and modification time of each file with data; () for a missing one."""
     states: list[tuple[int, ...]] = []
     for path in (source, sidecar(source, "-wal"), sidecar(source, "-journal")):
