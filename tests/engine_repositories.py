@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 ENGINES = ("restic", "borg")
 PASSWORD = "planted-passphrase"
@@ -113,6 +117,28 @@ class Repository:
         text = counted + (at + real if moment == "before" else real + at) + "exit $code"
         self._script(directory, patch, text)
 
+    def weaken(self) -> None:
+        """Derive the key of restic with little work: it spends half a second in each run.
+
+        Source: restic's design.rst: scrypt, then AES-256-CTR and Poly1305-AES.
+        """
+        if self.engine != "restic":
+            return
+        (file,) = (self.path / "keys").iterdir()
+        key = json.loads(file.read_text())
+        salt, data = (base64.b64decode(key[name]) for name in ("salt", "data"))
+        nonce, text = data[:16], data[16:-16]
+        master = _encrypt(_derive(salt, key["N"], key["r"], key["p"])[:32], nonce, text)
+        key |= {"N": 2, "r": 1, "p": 1}
+        weak = _derive(salt, 2, 1, 1)
+        text = _encrypt(weak[:32], nonce, master)
+        pad = _encrypt(weak[32:48], nonce, bytes(16))
+        tag = Poly1305.generate_tag(weak[48:] + pad, text)
+        key["data"] = base64.b64encode(nonce + text + tag).decode()
+        content = json.dumps(key).encode()
+        file.with_name(hashlib.sha256(content).hexdigest()).write_bytes(content)
+        file.unlink()
+
     @property
     def unlock_command(self) -> str:
         """What removes the lock of a run that has ended."""
@@ -164,6 +190,15 @@ class Repository:
         program.write_text(f'#!/bin/sh\nREAL="{real}"\n{text}\n')
         program.chmod(0o755)
         patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+def _derive(salt: bytes, n: int, r: int, p: int) -> bytes:
+    most = 128 * r * (n + p + 2)  # bytes
+    return hashlib.scrypt(PASSWORD.encode(), salt=salt, n=n, r=r, p=p, maxmem=most, dklen=64)
+
+
+def _encrypt(key: bytes, nonce: bytes, text: bytes) -> bytes:
+    return Cipher(algorithms.AES(key), modes.CTR(nonce)).encryptor().update(text)
 
 
 @pytest.fixture(params=ENGINES)

@@ -46,9 +46,11 @@ def test_after_a_kill_at_any_run_of_the_engine_the_list_has_only_whole_snapshots
 ) -> None:
     """Before or after each run of the engine; the next backup succeeds, and so does a restore."""
     assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    repository.weaken()
     runs, kills = 2, 0  # the first one asks for the version
+    found = _ids(home, repository)
     while True:
-        before = _ids(home, repository)
+        before = found
         with monkeypatch.context() as patch:
             repository.kill_parent(tmp_path / f"bin{runs}", patch, runs, moment)
             answer = run("--home", home, "backup", *repository.words)
@@ -78,6 +80,7 @@ def test_damage_in_each_kind_of_file_is_found(
     """A flipped byte in data, index or snapshots of restic, in segments of borg: 16, no home."""
     monkeypatch.setenv("RESTIC_CACHE_DIR", str(tmp_path / "cache"))
     assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    repository.weaken()
     kinds = {"restic": ("data", "index", "snapshots"), "borg": ("data",)}[repository.engine]
 
     for kind in kinds:
@@ -103,6 +106,7 @@ def test_a_locked_repository_is_exit_11_with_the_command_that_unlocks_it(
 ) -> None:
     """A lock of a run that has ended elsewhere; the engine's own command removes it."""
     assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    repository.weaken()
     with repository.locked():
         locked = call("--home", home, "backup", *repository.words)
         assert locked.code == 11, locked
@@ -117,6 +121,7 @@ def test_a_full_disk_is_exit_13_and_the_next_run_continues(
     """The repository is on a file system with no space for the snapshot."""
     full = Repository(repository.engine, small_disk / "repository")
     assert call("--home", home, "backup", *full.words, "--init-repository").code == 0
+    full.weaken()
     before = _ids(home, full)
     (home / "data/large.bin").write_bytes(os.urandom(2 * _SMALL_DISK_BYTES))
 

@@ -40,6 +40,7 @@ def test_every_command_works_on_a_repository(home: Path, repository: Repository)
 
     missing = call("--home", home, "backup", *words)
     first = run("backup", "--init-repository")
+    repository.weaken()
     (home / "data/new.txt").write_text("new")
     second = run("backup", "--read-back", "full")
 
@@ -153,6 +154,7 @@ def test_changed_tree_is_not_listed_and_the_next_run_continues(
 ) -> None:
     """An engine that returns other bytes: 16, and nothing is listed; then an honest one."""
     assert call("--home", home, "backup", "--init-repository", *repository.words).code == 0
+    repository.weaken()
     with monkeypatch.context() as patch:
         repository.alter(tmp_path / "bin", patch)
         damaged = call("--home", home, "backup", *repository.words)

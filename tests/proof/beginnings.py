@@ -15,11 +15,14 @@ import pyrage
 
 import litestream
 import old_homes
+from engine_repositories import PASSWORD, Repository
 from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World, rights_of
+from sagewai_ops.home.paths import locate
 from sagewai_ops.schema import sqlite_head
+from sagewai_ops.snapshots.mark import read_copies
 from sagewai_ops.swap import pending
 
 IDENTITY = "AGE-SECRET-KEY-1N3RS2HE94SR2EY7Z5X6C554RNCKUH3GXPG2L89CE54DWULQ8YQCQTQXFZM"
@@ -217,6 +220,58 @@ def tree_verdict(world: World, bench: Bench) -> object:
     ended = bench.run(words, world)
     shutil.rmtree(world.out / "verdict", ignore_errors=True)
     return ended.code
+
+
+def in_repository(engine: str) -> Callable[[World, Bench], None]:
+    """Store a snapshot of a home in a repository of an engine, then let the home go on."""
+
+    def prepare(world: World, bench: Bench) -> None:
+        build(world)
+        world.engine.mkdir(mode=0o700)
+        words = ("backup", *repository_words(engine)(world), "--init-repository", "--json")
+        ended = bench.run(words, world, variables=engine_variables(world))
+        Repository(engine, world.engine / "repository").weaken()
+        (world.engine / "first").write_text(json.loads(ended.out)["result"]["id"])
+        (world.home / "data/later").write_bytes(b"later")
+
+    return prepare
+
+
+def repository_words(engine: str) -> Callable[[World], Words]:
+    """Return the options that name the repository."""
+    return lambda world: ("--engine", engine, "--repository", world.engine / "repository")
+
+
+def engine_variables(world: World) -> Mapping[str, str]:
+    """Have the engines and this program keep all that they do in one directory."""
+    return {
+        "RESTIC_PASSWORD": PASSWORD,
+        "BORG_PASSPHRASE": PASSWORD,
+        "RESTIC_CACHE_DIR": str(world.engine / "restic"),
+        "BORG_BASE_DIR": str(world.engine / "borg"),
+        "XDG_CACHE_HOME": str(world.engine / "cache"),
+    }
+
+
+def repository_verdict(engine: str) -> Callable[[World, Bench], object]:
+    """See that what the repository lists is whole, has what it had, and all that is recorded."""
+
+    def probe(world: World, bench: Bench) -> object:
+        def run(*words: object) -> Ended:
+            place = repository_words(engine)(world)
+            return bench.run((*words, *place), world, variables=engine_variables(world))
+
+        listed = run("snapshots", "list", "--json")
+        if listed.code != 0:
+            return listed.code, listed.err
+        ids = [item["id"] for item in json.loads(listed.out)["result"]["snapshots"]]
+        first = (world.engine / "first").read_text()
+        added = [each for each in ids if each != first]
+        broken = [each for each in added or ids if run("snapshots", "verify", each).code != 0]
+        recorded = {copy.id for copy in read_copies(locate(world.home, {}))}
+        return broken, first in ids, recorded <= set(ids), tree_verdict(world, bench)
+
+    return probe
 
 
 def several(world: World, bench: Bench) -> None:

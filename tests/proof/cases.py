@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from unittest import mock
 
 import litestream
+from engine_repositories import ENGINES
 from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
@@ -106,6 +108,22 @@ def _with_litestream(
         by_the_second=True,
     )
     return [case] if litestream.PROGRAM.exists() else []
+
+
+def _in_repositories(name: str, *words: object) -> list[Case]:
+    """Return a case for each engine that is installed."""
+
+    def case(engine: str) -> Case:
+        place = beginnings.repository_words(engine)
+        return Case(
+            f"{name} {engine}",
+            beginnings.in_repository(engine),
+            lambda world: (*words, *place(world)),
+            variables=beginnings.engine_variables,
+            probe=beginnings.repository_verdict(engine),
+        )
+
+    return [case(engine) for engine in ENGINES if shutil.which(engine)]
 
 
 def _idle(*words: object, code: int = EXIT_DONE) -> Case:
@@ -214,6 +232,7 @@ CASES = (
         _always("backup", "--format", "directory", "--accept-change"),
         probe=beginnings.tree_verdict,
     ),
+    *_in_repositories("backup --engine", "backup"),
     Case(
         "backup, PostgreSQL",
         beginnings.exported,

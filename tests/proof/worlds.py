@@ -5,8 +5,9 @@ database to what SQLite reads in it, each table of the server to its rows. Names
 them become one name, so two runs can be compared; what differs between two undisturbed runs is
 masked by `Mask` and compares equal to anything.
 
-Not in a state: SQLite's sidecars (they are part of what it reads), archives and their cards, and
-what restores keep: those have rules of their own in `laws.py`.
+Not in a state: SQLite's sidecars (they are part of what it reads), archives and their cards, the
+files of restic and borg, and what restores keep: those have rules of their own in `laws.py` or in
+the probe of a case.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _SIDECAR = re.compile(r"\.db-(wal|shm|journal)$")
 _ARCHIVE = re.compile(r"^sagewai-<moment>\.tar\.zst(\.age)?(\.json)?$")
 _KEPT = "before-restore-<moment>"
 # Each run adds to them. Of the two high-water marks, one is enough.
-_APART = ("home.snapshots", "home.exports", ".local", f"home/{MARK}")
+_ENGINE = "engine"  # restic and borg choose the names of their files
+_APART = ("home.snapshots", "home.exports", ".local", f"home/{MARK}", _ENGINE)
 _DRAWN = re.compile(r"(?<![0-9a-z])[0-9a-f]{8}(?![0-9a-z])")
 _HIDDEN = re.compile(r"(^|/)\.|^tmp/")
 _TARGET = "target"  # the database on the server
@@ -75,6 +77,11 @@ class World:
     def out(self) -> Path:
         """Where commands put what they are asked for; there from the beginning."""
         return self.directory / "out"
+
+    @property
+    def engine(self) -> Path:
+        """Where a repository of restic or borg is, and what caches of it there are."""
+        return self.directory / _ENGINE
 
     @property
     def temporary(self) -> Path:
@@ -146,14 +153,14 @@ class World:
             _named(os.path.relpath(os.path.join(above, name), self.directory))
             for above, directories, files in os.walk(self.directory)
             for name in (*directories, *files)
-            if not _SIDECAR.search(name)
+            if not _SIDECAR.search(name) and not self._is_engines(above)
         }
 
     def prints(self) -> frozenset[tuple[str, int]]:
         """Return every name and size, drawn names made alike, sidecars included."""
         found = set()
         for above, directories, files in os.walk(self.directory):
-            for name in (*directories, *files):
+            for name in () if self._is_engines(above) else (*directories, *files):
                 path = os.path.join(above, name)
                 shown = _DRAWN.sub("<drawn>", _named(os.path.relpath(path, self.directory)))
                 is_file = name in files
@@ -202,6 +209,9 @@ class World:
             if name not in (self.temporary.name, *permitted)
             and _owner(str(self.directory / name)) != (self.owner, self.owner)
         )
+
+    def _is_engines(self, path: str) -> bool:
+        return path.startswith(os.fspath(self.engine))
 
     def _transfer(self) -> None:
         for path in (str(self.directory), *_paths(self.directory)):
