@@ -366,7 +366,10 @@ def _plan(
 ) -> Outcome:
     from sagewai_ops.backup.create import plan_snapshot
     from sagewai_ops.backup.server import plan_server
+    from sagewai_ops.remote.path import has_trees
 
+    if has_trees(directory) and not options.init_repository:
+        directory.store.list()  # a missing repository is an error of the real run
     scan = plan_snapshot(home, directory, options)
     server = plan_server(home, options)
     count = sum(item.type in ("file", "database") for item in scan.items)

@@ -105,6 +105,14 @@ class Repository:
             directory, patch, f'case " $* " in *" {word} "*) exit 0;; esac; exec "$REAL" "$@"'
         )
 
+    def fail(self, directory: Path, patch: pytest.MonkeyPatch, word: str, messages: Path) -> None:
+        """Fail with these messages in each run with a word among its arguments."""
+        self._script(
+            directory,
+            patch,
+            f'case " $* " in *" {word} "*) cat "{messages}" >&2; exit 2;; esac; exec "$REAL" "$@"',
+        )
+
     def kill_parent(
         self, directory: Path, patch: pytest.MonkeyPatch, number: int, moment: str
     ) -> None:
@@ -142,7 +150,10 @@ class Repository:
     @property
     def unlock_command(self) -> str:
         """What removes the lock of a run that has ended."""
-        return {"restic": "restic unlock", "borg": "borg break-lock"}[self.engine]
+        return {
+            "restic": f"restic -r {self.path} unlock",
+            "borg": f"borg break-lock {self.path}",
+        }[self.engine]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -70,7 +70,7 @@ class RepositoryReader(DirectoryReader):
             names = None
             chosen = [entry for entry in self.manifest.entries if entry.type is EntryType.FILE]
         needed = sum(entry.size_bytes for entry in chosen)
-        require_free_bytes(self._directory, needed, option="TMPDIR or --work-dir")
+        require_free_bytes(self._directory, needed)
         most = max([MAX_MANIFEST_BYTES, *(entry.size_bytes for entry in chosen)])
         tree_store(self._path).fetch(self._path.member, names, self._directory, most)
         self._fetched.update(entry.path for entry in chosen)
@@ -101,7 +101,7 @@ def open_repository(
     with store.scratch() as directory, contextlib.ExitStack() as stack:
         names = list(_RECORDS)
         if members and len(members) <= _MOST_NAMED:
-            require_free_bytes(directory, sum(members.values()), option="TMPDIR or --work-dir")
+            require_free_bytes(directory, sum(members.values()))
             names += [name for name in members if name not in _RECORDS]
         most = max([MAX_MANIFEST_BYTES, *(members or {}).values()])
         store.fetch(path.member, names, directory, most)

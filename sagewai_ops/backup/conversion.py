@@ -68,7 +68,7 @@ def convert_to_tree(
         tree_store(repository).scratch() as scratch,
         open_archive(item.path, decryption) as reader,
     ):
-        require_free_bytes(scratch, _content_bytes(reader), option="--work-dir DIR")
+        require_free_bytes(scratch, _content_bytes(reader))
         require_origin(reader, item.path, trust.keys)
         root = scratch / TREE
         atomic.make_directory(root)
@@ -107,7 +107,7 @@ def convert_to_archive(
     """
     assert isinstance(item.path, RemotePath)
     with tree_store(item.path).scratch() as scratch, open_archive(item.path) as reader:
-        require_free_bytes(scratch, _content_bytes(reader), option="--work-dir DIR")
+        require_free_bytes(scratch, _content_bytes(reader))
         require_origin(reader, item.path, trust.keys)
         key = _key_of(reader, trust)
         path = scratch / archive_name(item.id, is_encrypted=encryption is not None)

@@ -109,11 +109,16 @@ class Settings:
 
     def _open_repository(self, text: str, path: Path, home: "Home") -> "Store":
         from sagewai_ops.engines.repository import Connection, RepositoryStore
+        from sagewai_ops.fs import locks
         from sagewai_ops.remote.address import find_repository
+        from sagewai_ops.snapshots import catalog
         from sagewai_ops.snapshots.scratch import scratch_directory, work_parent
 
         def scratch() -> "AbstractContextManager[Path]":
             parent = work_parent(home.root, self.work_dir, snapshots=path)
+            # What a killed run left: with a new home, no snapshot directory has a link to it.
+            with contextlib.suppress(OSError, OpsError), locks.sweep_guard(parent):
+                catalog.sweep(parent)
             return scratch_directory(parent, home.snapshots)
 
         address = self.address_of(text)

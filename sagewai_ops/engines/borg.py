@@ -17,6 +17,7 @@ from sagewai_ops.engines.engine import (
     failure,
     is_object_name,
     parse_size,
+    shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
 from sagewai_ops.errors import (
@@ -35,6 +36,7 @@ _OLDEST = (1, 2)
 _VERSION = re.compile(rb"borg (\d+)\.(\d+)")
 _ENGINE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}~[0-9]{20}")
 _CAUSE = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")  # in the last line of a traceback
+_NO_CAUSES = ("Local Exception", "Remote Exception")  # a traceback follows
 _CHUNKS = "fixed,65536"  # pages of a database keep their place
 _LOCK_SECONDS = "5"
 _CLEAR_MODES = ("none", "authenticated", "authenticated-blake2")  # of `borg init --encryption`
@@ -62,8 +64,8 @@ _WORDS = {  # in the names of borg's errors (`borg help errors`), in the order o
     "NoManifest": DamagedError,
 }
 _HINTS: dict[type[OpsError], str] = {
-    LockedError: "borg break-lock  # if no borg uses the repository",
-    DamagedError: "borg check --verify-data",
+    LockedError: "borg break-lock {}  # if no borg uses the repository",
+    DamagedError: "borg check --verify-data {}",
     KeyMissingError: "BORG_PASSPHRASE_FD or BORG_PASSCOMMAND, or --passphrase-file FILE",
 }
 
@@ -196,7 +198,8 @@ class Borg:
         names = [name for _text, name in parsed if name]
         kind = next((ours for word, ours in _WORDS.items() for name in names if word in name), None)
         kind = kind or classify(messages)
-        raise failure("borg", finished, messages, kind, _HINTS.get(kind, ""))
+        hint = _HINTS.get(kind, "").format(shown_repository("borg", self.access.environment))
+        raise failure("borg", finished, messages, kind, hint)
 
 
 def _parse(item: Any) -> StoredObject | None:
@@ -227,4 +230,6 @@ def _text(line: str) -> tuple[str, str]:
     if "Traceback" in text:
         text = next(filter(_CAUSE.match, reversed(text.splitlines())), text)
         return text, "Exception"
+    if text in _NO_CAUSES:
+        return text, ""
     return text, str(message.get("msgid") or "")

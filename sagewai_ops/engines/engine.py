@@ -1,7 +1,7 @@
 """What restic and borg have in common for this program, and their errors."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,9 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     RemoteError,
 )
+from sagewai_ops.remote.address import REPOSITORY_VARIABLES, repository_address
 from sagewai_ops.remote.store import TREE
+from sagewai_ops.text import shell_word
 
 MARK = "sagewai-ops"  # of everything that this program stores in a repository
 MOST_FILE_BYTES = 16 * 1024 * 1024  # of a file that is stored alone: records are far smaller
@@ -199,6 +201,12 @@ def classify(messages: Sequence[str]) -> type[OpsError]:
     """Return the kind of an engine's error, from its messages."""
     text = "\n".join(messages).lower()
     return next((kind for kind, words in _PATTERNS if any(map(text.__contains__, words))), OpsError)
+
+
+def shown_repository(engine: str, environment: Mapping[str, str]) -> str:
+    """Return the repository of an engine's environment as a word of a command, without password."""
+    named = environment.get(REPOSITORY_VARIABLES[engine], "")
+    return shell_word(repository_address(engine, named).partition(":")[2])
 
 
 def failure(

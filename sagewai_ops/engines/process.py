@@ -38,7 +38,7 @@ _PREFIXES = (
 )
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 _TOO_LONG = ("File too large", "file too large", "SIGXFSZ")  # of borg and restic
-_LOGIN = re.compile(r"//[^/@\s]*:[^/@\s]*@")  # user and password of a URL
+_LOGIN = re.compile(r"//[^/@\s]*:[^/\s]*@")  # user and password of a URL
 
 
 @dataclass(frozen=True, slots=True)

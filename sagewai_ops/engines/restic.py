@@ -18,6 +18,7 @@ from sagewai_ops.engines.engine import (
     failure,
     is_object_name,
     parse_size,
+    shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
 from sagewai_ops.errors import (
@@ -39,8 +40,8 @@ _SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
 # Of restic 0.17 and newer; older ones exit with 1.
 _CODES: dict[int, type[OpsError]] = {10: NotFoundError, 11: LockedError, 12: KeyMissingError}
 _HINTS: dict[type[OpsError], str] = {
-    LockedError: "restic unlock  # removes the locks of runs that have ended",
-    DamagedError: "restic check --read-data",
+    LockedError: "restic -r {} unlock  # removes the locks of runs that have ended",
+    DamagedError: "restic -r {} check --read-data",
     KeyMissingError: "RESTIC_PASSWORD_FILE=FILE, or --passphrase-file FILE",
 }
 
@@ -86,7 +87,9 @@ class Restic:
         finished = self._read(["snapshots", "--json", "--tag", MARK])
         # A snapshot that cannot be read is left out of the list, with success and a message.
         if classify(finished.messages) is DamagedError:
-            raise failure("restic", finished, finished.messages, DamagedError, _HINTS[DamagedError])
+            raise failure(
+                "restic", finished, finished.messages, DamagedError, self._hint(DamagedError)
+            )
         listed = self._json(finished)
         if listed is None:
             return Listing([])
@@ -178,7 +181,10 @@ class Restic:
             return finished
         messages = [_text(line) for line in finished.messages]
         kind = _CODES.get(finished.code) or classify(messages)
-        raise failure("restic", finished, messages, kind, _HINTS.get(kind, ""))
+        raise failure("restic", finished, messages, kind, self._hint(kind))
+
+    def _hint(self, kind: type[OpsError]) -> str:
+        return _HINTS.get(kind, "").format(shown_repository("restic", self.access.environment))
 
     def _json(self, finished: Finished, text: bytes | None = None) -> Any:
         try:

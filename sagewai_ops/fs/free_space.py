@@ -12,21 +12,22 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest_existing(path)).free
 
 
-def require_free_bytes(path: Path, needed_bytes: int, *, option: str) -> None:
+def require_free_bytes(path: Path, needed_bytes: int, *, option: str = "") -> None:
     """Check that a file system has enough free space.
 
     Args:
         path: Where the bytes are to be written; need not exist.
-        option: The option that names another directory, for the hint.
+        option: The option that names another directory, for the hint; "" if the command has none.
 
     Raises:
         NoSpaceError: It has less.
     """
     free = free_bytes(path)
     if free < needed_bytes:
+        other = f"or another directory: {option}" if option else "make room there"
         raise NoSpaceError(
             f"{path}: {free} bytes free, at least {needed_bytes} needed",
-            hint=f"df -h {shell_word(nearest_existing(path))}  # or another directory: {option}",
+            hint=f"df -h {shell_word(nearest_existing(path))}  # {other}",
         )
 
 

@@ -27,7 +27,10 @@ _REMOTE = re.compile(
 )
 REPOSITORY_VARIABLES = {"restic": "RESTIC_REPOSITORY", "borg": "BORG_REPO"}
 _HIDDEN = r"\1:***@"
-_LOGIN = re.compile(r"(//[^/@\s:]*):[^/@\s]*@")  # user and password of a URL
+_LOGIN = re.compile(r"(//[^/@\s:]*):[^/\s]*@")  # user and password of a URL, which can contain `@`
+_RCLONE_SECRET = re.compile(
+    r"rclone:.*,\s*\w*(?:pass\w*|secret\w*|key|token|sas_url|credentials)=", re.IGNORECASE
+)
 _RESTIC_KINDS = re.compile(r"(local|sftp|rest|s3|b2|azure|gs|swift|rclone):")
 _BORG_HOST = re.compile(r"ssh://|[^/]+:")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]+")
@@ -112,7 +115,15 @@ def repository_address(engine: str, repository: str) -> str:
 
     Args:
         repository: As the engine names it: a directory, `sftp:USER@HOST:/PATH`, `ssh://HOST/PATH`.
+
+    Raises:
+        UsageError: It sets a secret of rclone, which messages would show.
     """
+    if engine == "restic" and _RCLONE_SECRET.match(repository):
+        raise UsageError(
+            "restic: a secret of rclone is not allowed in the name of a repository",
+            hint="rclone config  # then rclone:NAME:PATH",
+        )
     kinds = _RESTIC_KINDS if engine == "restic" else _BORG_HOST
     if engine == "restic" and repository.startswith("local:"):
         repository = repository.removeprefix("local:")

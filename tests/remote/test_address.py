@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.remote.address import Address, is_remote, open_store, parse_address
+from sagewai_ops.remote.address import (
+    Address,
+    is_remote,
+    open_store,
+    parse_address,
+    repository_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -187,3 +193,15 @@ def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         open_store(parse_address("s3://bucket"), {})
 
     assert "sagewai-ops[remote]" in caught.value.hint
+
+
+def test_a_password_in_the_name_of_a_repository_is_hidden_to_its_end() -> None:
+    """It can contain `@`; an option of rclone with a secret is refused."""
+    shown = repository_address("restic", "rest:https://u:p@ss@host/path@x")
+
+    assert shown == "restic:rest:https://u:***@host/path@x"
+    named = "rclone:named:bucket/a,b"
+    assert repository_address("restic", named) == f"restic:{named}"
+    with pytest.raises(UsageError) as raised:
+        repository_address("restic", "rclone::s3,endpoint=https://h,secret_access_key=planted:b")
+    assert "planted" not in str(raised.value)
