@@ -494,7 +494,7 @@ def _part(options: argparse.Namespace) -> int:
     import_everything()
     directory = Path(options.part)
     names = tuple(options.only) or ("",)
-    cases = [case for case in CASES if case.name.startswith(names)]
+    cases = [case for case in CASES if case.name.startswith(names) and not case.owners_only]
     if options.planted:
         cases = [planted_case(directory / "arena/w")]
     choose = [parsed(text) for text in options.attack] or options.sample

@@ -44,6 +44,7 @@ class Case:
             that one left half done, may leave the rest to the next run.
         is_idle: It takes no step, so nothing can go wrong at one.
         is_roots: Root runs it with its own rights, because it works on no home.
+        owners_only: Root's run on the home of another user is refused.
         in_parts: Its promise is for each file alone: some may be old and some new.
         siblings: Files that are each old or new on their own; one that could not be written is a
             warning.
@@ -71,6 +72,7 @@ class Case:
     has_failure: bool = False
     is_idle: bool = False
     is_roots: bool = False
+    owners_only: bool = False
     in_parts: bool = False
     siblings: tuple[str, ...] = ()
     may_go_back: bool = False
@@ -120,6 +122,7 @@ def _in_repositories(name: str, *words: object) -> list[Case]:
             beginnings.in_repository(engine),
             lambda world: (*words, *place(world)),
             variables=beginnings.engine_variables,
+            owners_only=True,  # its password would be root's
             probe=beginnings.repository_verdict(engine),
         )
 

@@ -64,7 +64,11 @@ def _part(options: argparse.Namespace) -> int:
     import_everything()
     directory = Path(options.part)
     names = tuple(options.only) or ("",)
-    cases = [case for case in CASES if case.name.startswith(names)]
+    cases = [
+        case
+        for case in CASES
+        if case.name.startswith(names) and not (options.other_owner and case.owners_only)
+    ]
     choose: list[Fault] | int | None = [parsed(text) for text in options.fault] or options.sample
     counts = []
     with ExitStack() as stack:
