@@ -213,7 +213,7 @@ def preflight(
     with run.terminal.progress() as progress:
         done = run_preflight(home, options, progress=progress)
     opening = _opening(run, identity or [], passphrase_file, url_file, encryption)
-    version = find_version(run.settings.environment)
+    version = find_version(run.settings.environment, home.root)
     result = describe(done, version, opening)
     if write_plan and result.go_back:
         # Quoted for sh, which does not know the $'' of bash that people are shown.

@@ -355,7 +355,9 @@ class BackupRun:
                 )
 
     def _identity(self, level: str) -> dict[str, Any]:
-        application = self.options.application_version or find_version(self.options.key_environment)
+        application = self.options.application_version or find_version(
+            self.options.key_environment, self.home.root
+        )
         return {
             "sequence": self.sequence,
             "created_at": f"{self.created_at:%Y-%m-%dT%H:%M:%SZ}",

@@ -1,7 +1,8 @@
 """The version of Sagewai that uses a home, from the names of its package's metadata.
 
 No code of Sagewai runs: the directory `sagewai-VERSION.dist-info` next to the program is listed.
-The program is that of a running process, else the one on PATH, else that of this Python.
+The program is that of a running process of the home's owner or of this user, as any user can run
+a program of this name; else the one on PATH, else that of this Python.
 """
 
 import glob
@@ -9,7 +10,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
@@ -18,6 +20,7 @@ _PROGRAM = "sagewai"
 _METADATA = re.compile(r"sagewai-([0-9][A-Za-z0-9.+!_]{0,63})\.dist-info")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+!_-]{0,63}")
 _MOST_BYTES = 8192  # of a command line
+_MOST_PACKAGES = 16  # of one program; each has one
 _SITE = "lib/python3*/site-packages"
 
 
@@ -32,15 +35,16 @@ def check_version(text: str) -> str:
     return text
 
 
-def find_version(environment: Mapping[str, str]) -> str:
+def find_version(environment: Mapping[str, str], home: Path) -> str:
     """Return the version of Sagewai; "" if it is unknown, or several are in use.
 
     Args:
         environment: Its PATH is searched.
+        home: Its owner's processes count.
     """
     named = shutil.which(_PROGRAM, path=environment.get("PATH", ""))
     on_path = [Path(named)] if named else []
-    for programs in (_running(), on_path, [Path(sys.executable)]):
+    for programs in (_running({os.geteuid(), *_owner(home)}), on_path, [Path(sys.executable)]):
         found = {version for program in programs for version in _versions(program)}
         if found:
             return found.pop() if len(found) == 1 else ""
@@ -50,16 +54,26 @@ def find_version(environment: Mapping[str, str]) -> str:
 def _versions(program: Path) -> Iterator[str]:
     """Yield the versions in the environment of a program, which is in its `bin`."""
     for place in dict.fromkeys((program.parent.parent, program.resolve().parent.parent)):
-        for directory in glob.glob(os.path.join(glob.escape(str(place)), _SITE, "sagewai-*")):
+        pattern = os.path.join(glob.escape(str(place)), _SITE, "sagewai-*.dist-info")
+        for directory in islice(glob.iglob(pattern), _MOST_PACKAGES):
             if match := _METADATA.fullmatch(os.path.basename(directory)):
                 yield match[1]
 
 
-def _running() -> Iterator[Path]:
-    """Yield the programs of running Sagewai processes; none without /proc."""
+def _owner(home: Path) -> tuple[int, ...]:
+    try:
+        return (os.stat(home).st_uid,)
+    except OSError:
+        return ()
+
+
+def _running(users: Collection[int]) -> Iterator[Path]:
+    """Yield the programs of these users' Sagewai processes; none without /proc."""
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         try:
             with open(path, "rb") as stream:
+                if os.fstat(stream.fileno()).st_uid not in users:
+                    continue
                 words = stream.read(_MOST_BYTES).split(b"\0")[:3]
         except OSError:
             continue  # it has ended, or belongs to another user

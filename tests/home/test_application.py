@@ -31,15 +31,15 @@ def _installed(directory: Path, version: str) -> Path:
 
 def test_the_program_on_path_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also through a link, as pipx makes it; without one it is unknown."""
-    monkeypatch.setattr(application, "_running", list)
+    monkeypatch.setattr(application, "_running", lambda _users: [])
     programs = _installed(tmp_path / "a", "1.0.1")
     links = tmp_path / "links"
     links.mkdir()
     (links / "sagewai").symlink_to(programs / "sagewai")
 
-    assert find_version({"PATH": str(programs)}) == "1.0.1"
-    assert find_version({"PATH": str(links)}) == "1.0.1"
-    assert find_version({"PATH": str(tmp_path)}) == ""
+    assert find_version({"PATH": str(programs)}, tmp_path) == "1.0.1"
+    assert find_version({"PATH": str(links)}, tmp_path) == "1.0.1"
+    assert find_version({"PATH": str(tmp_path)}, tmp_path) == ""
 
 
 def test_a_running_program_counts_more(tmp_path: Path) -> None:
@@ -56,13 +56,34 @@ def test_a_running_program_counts_more(tmp_path: Path) -> None:
             processes.append(process)
             assert process.stdout
             process.stdout.readline()
-            found.append(find_version(environment))
+            found.append(find_version(environment, tmp_path))
     finally:
         for process in processes:
             process.kill()
             process.communicate()
 
     assert found == ["1.1.0", ""]
+
+
+def test_a_program_of_another_user_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any user can run one with this name; the home's owner decides."""
+    on_path, running = (_installed(tmp_path / name, version) for name, version in
+                        (("a", "1.0.0"), ("b", "1.1.0")))  # fmt: skip
+    environment = {"PATH": str(on_path)}
+    process = subprocess.Popen([running / "sagewai"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        monkeypatch.setattr("os.geteuid", lambda: 4711)
+        of_owner = find_version(environment, tmp_path)
+        of_user = find_version(environment, tmp_path / "none")
+    finally:
+        process.kill()
+        process.communicate()
+
+    assert (of_owner, of_user) == ("1.1.0", "1.0.0")
 
 
 def test_a_snapshot_records_it_and_a_restore_reports_it(tmp_path: Path) -> None:
@@ -83,7 +104,7 @@ def test_a_snapshot_records_it_and_a_restore_reports_it(tmp_path: Path) -> None:
 
 def test_a_snapshot_without_it_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As every snapshot from before."""
-    monkeypatch.setattr("sagewai_ops.backup.run.find_version", lambda _environment: "")
+    monkeypatch.setattr("sagewai_ops.backup.run.find_version", lambda *_: "")
     home = small(tmp_path / "home").root
     call("--home", home, "backup")
 

@@ -121,7 +121,7 @@ def test_write_plan_writes_a_script_that_restores_the_snapshot(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It restores the snapshot, and names the Sagewai that wrote it; another file is kept."""
-    monkeypatch.setattr("sagewai_ops.home.application.find_version", lambda _environment: "1.0.1")
+    monkeypatch.setattr("sagewai_ops.home.application.find_version", lambda *_: "1.0.1")
     script, other = tmp_path / "go-back.sh", tmp_path / "other"
     other.write_text("mine")
     at_home = ("--home", home, "preflight", "--write-plan")
