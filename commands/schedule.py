@@ -49,6 +49,7 @@ _OWN_OPTIONS = {
     "--to": "--snapshots DIR",
     "--home": "--home DIR",
 }  # of schedule itself
+REFUSED_OPTIONS = ("--output", "--dry-run")  # a dry run succeeds each night, without a snapshot
 _NAMES_DATABASE = ("--url-file", "--without-database", "--sqlite")
 _UNREADABLE = (
     "encrypted to recipients: neither a drill nor a restore is printed, add --identity FILE"
@@ -424,6 +425,7 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple
             elsewhere than into the snapshot directory.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
+    from sagewai_ops.remote.address import has_password
 
     root = run.context.find_root()
     backup = root.command.commands["backup"]
@@ -439,8 +441,10 @@ def _checked_options(run: Run, words: list[str]) -> tuple[tuple[str, ...], tuple
             )
         if word.removeprefix("--") in SECRET_OPTIONS:
             raise UsageError(f"{word}: is a secret, not possible in a unit", hint=f"{word}-file")
-        if word == "--output" or value == "-":
-            raise UsageError(f"{word}: not possible without a terminal")
+        if word in REFUSED_OPTIONS or value == "-":
+            raise UsageError(f"{word}: not possible in a schedule")
+        if value and word != "--repository" and has_password(value):
+            raise UsageError(f"{word}: contains a password, not possible in a unit")
         checked.append(word)
         if value is not None:
             is_path = word in path_options and not is_remote(value)

@@ -65,8 +65,9 @@ def run_schedule(
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, run at each time, print a line for each run."""
+    from sagewai_ops.fs.os_errors import from_os_error
     from sagewai_ops.process.signals import describe_interruption
-    from sagewai_ops.schedule.loop import Clock, ScheduleRuns, due_times, run_once
+    from sagewai_ops.schedule.loop import Clock, Ended, ScheduleRuns, due_times, run_once
     from sagewai_ops.schedule.times import parse_every, parse_jitter
 
     from .schedule import this_program  # noqa: TID251 - a neighbour
@@ -87,7 +88,14 @@ def run_schedule(
         run.terminal.warning(f"run of {name} at {_utc(time)}: skipped, during a run or repeated")
 
     for _due in due_times(times, lambda: random_delay.uniform(0, delay_seconds), clock, skipped):
-        ended = run_once(command)
+        try:
+            ended = run_once(command)
+        except (FileNotFoundError, PermissionError):
+            raise  # the program is missing, and will be at the next time
+        except OSError as error:  # no memory, no process
+            problem = from_os_error(error, command[0])
+            run.terminal.warning(f"run of {name}: not started: {problem.message}")
+            ended = Ended(problem.exit_code, 0.0, None)
         _print(run, name, ended)
         if ended.interruption:
             raise ended.interruption
@@ -109,6 +117,9 @@ def _checked_command(run: Run, words: Sequence[str]) -> str:
         UsageError: It is not a command for timers, or contains a secret.
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
+    from sagewai_ops.remote.address import has_password
+
+    from .schedule import REFUSED_OPTIONS  # noqa: TID251 - a neighbour
 
     root = run.context.find_root()
     command: Any = root.command
@@ -124,10 +135,12 @@ def _checked_command(run: Run, words: Sequence[str]) -> str:
         )
     for word in rest:
         flag = word.partition("=")[0]
+        if flag in REFUSED_OPTIONS:
+            raise UsageError(f"{flag}: not possible in a schedule")
+        if has_password(word):
+            raise UsageError("a URL contains a password, shown by ps")
         if flag.removeprefix("--") in SECRET_OPTIONS:
             raise UsageError(f"{flag}: is a secret, shown by ps", hint=f"{flag}-file FILE")
-    if "--output" in rest:
-        raise UsageError("--output: not possible in a schedule")
     command.make_context(" ".join(name), rest, parent=root)  # or the parser's own error
     return " ".join(name)
 

@@ -57,7 +57,7 @@ def status(
     from sagewai_ops.snapshots.retention import subtract_span
 
     run = with_database(run, url_file, sqlite=sqlite, required=False)
-    oldest = subtract_span(run.started_at, max_age, "--max-age") if max_age else None
+    oldest = subtract_span(run.started_at, max_age, "--max-age") if max_age is not None else None
     home = run.home()
     directory = run.snapshots(home, snapshots)
     require_repository(passphrase_file, passphrase_command, directory)

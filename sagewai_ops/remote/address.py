@@ -105,6 +105,11 @@ def is_remote(text: str) -> bool:
     return _REMOTE.match(text) is not None
 
 
+def has_password(text: str) -> bool:
+    """Return whether a text contains a URL with a user and a password."""
+    return _LOGIN.search(text) is not None
+
+
 def is_repository(text: str) -> bool:
     """Return whether an address is that of a repository: `restic:` or `borg:` and its name."""
     return text.startswith(tuple(f"{engine}:" for engine in ENGINES))

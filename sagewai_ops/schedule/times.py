@@ -1,7 +1,8 @@
 """When a schedule is due: `day@02:30`, `sunday@04:00`, or an interval such as `6h`.
 
 Times of day are local: those of TZ, in containers UTC. One that a change to summer time skips is
-due an hour later, one that the change back repeats is due once.
+due an hour later, one that the change back repeats is due once. An interval begins at the start of
+the loop or the end of a run.
 """
 
 import re

@@ -547,6 +547,7 @@ def test_printed_text_is_the_file(kind: str) -> None:
         (["--to", "/x"], "--to: belongs before --"),
         (["--home=/x"], "--home: belongs before --"),
         (["--output", "-"], "--output: not possible"),
+        (["--dry-run"], "--dry-run: not possible"),
         (["--passphrase-file", "-"], "--passphrase-file: not possible"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -110,7 +111,9 @@ def test_a_signal_ends_the_run_too_and_reports_it(tmp_path: Path) -> None:
         (("schedule", "run"), "schedule run: not a command for timers"),
         (("nonsense",), "nonsense: not a command"),
         (("backup", "--levle", "3"), "no such option: --levle"),
-        (("backup", "--output", "-"), "--output: not possible"),
+        (("backup", "--output=-"), "--output: not possible"),
+        (("backup", "--dry-run"), "--dry-run: not possible"),
+        (("backup", "--also", "s3://u:hunter2@h/p"), "a URL contains a password"),
         (("backup", "--ping-url", "https://h/hunter2"), "--ping-url: is a secret"),
     ],
 )
@@ -123,6 +126,20 @@ def test_what_would_fail_each_night_is_refused_at_the_start(
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err
     assert "hunter2" not in answer.err
+
+
+def test_a_run_that_finds_no_memory_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not end the loop."""
+
+    def fail(_words: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("sagewai_ops.schedule.loop.run_once", fail)
+
+    answer = call("schedule", "run", *NOW, 2, "--", "backup")
+
+    assert (answer.code, len(answer.out.splitlines())) == (3, 2)
+    assert "not started" in answer.err
 
 
 def test_a_program_that_cannot_be_started_is_an_error(
