@@ -132,9 +132,9 @@ soak: setup  ## Run random histories of a home, with kills; SECONDS=120 SEED=...
 
 # TARGET=full adds restic, borg, litestream and psql; BASE=... another Python image.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
-image:  ## Build the image with podman, buildah or docker, whichever is installed (3 minutes).
-	@program=$$(for name in podman buildah docker; do command -v $$name && break; done); \
-	test -n "$$program" || { echo "image: neither podman, buildah nor docker is installed"; exit 1; }; \
+image:  ## Build the image with docker, podman or buildah; PROGRAM=... names one (3 minutes).
+	@program=$$(for name in $(or $(PROGRAM),docker podman buildah); do command -v $$name && break; done); \
+	test -n "$$program" || { echo "image: neither docker, podman nor buildah is installed"; exit 1; }; \
 	case $$program in *docker) options=;; *) options="--format docker";; esac; \
 	$$program build $$options --file Containerfile --target $(or $(TARGET),sagewai-ops) \
 	  $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg VERSION=$(VERSION) \
