@@ -56,6 +56,18 @@ def drill_replica(
     )
 
 
+def _age(result: "ReplicaDrillResult") -> str:
+    """Return how long before the drill the last change was."""
+    from sagewai_ops.database.sqlite.litestream import parse_moment
+
+    ends = [parse_moment(text) for text in (result.state_at, result.at)]
+    if ends[0] is None or ends[1] is None:
+        return ""
+    minutes = max(0, int((ends[1] - ends[0]).total_seconds())) // 60
+    hours, minutes = divmod(minutes, 60)
+    return f", {hours} h {minutes} min before" if hours else f", {minutes} min before"
+
+
 def _show(terminal: Terminal, result: "ReplicaDrillResult", *, is_kept: bool) -> None:
     is_proved = result.outcome == "proved"
     outcome = "proved restorable" if is_proved else "restorable, but not all encrypted values open"
@@ -64,7 +76,7 @@ def _show(terminal: Terminal, result: "ReplicaDrillResult", *, is_kept: bool) ->
         style="bold green" if is_proved else "bold yellow",
     )
     rows, tables = sum(result.database.tables.values()), len(result.database.tables)
-    terminal.line(f"  state     {printable(result.state_at)}, the last change")
+    terminal.line(f"  state     {printable(result.state_at)}, the last change{_age(result)}")
     end = "kept" if is_kept else "removed"
     terminal.line(f"  restored  {size(result.size_bytes)}, and {end}")
     terminal.line(f"  database  {rows} rows in {tables} tables, undamaged")

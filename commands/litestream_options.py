@@ -42,7 +42,10 @@ def replica_of(run: Run, flag: str, source: str, configuration: Path | None) -> 
     home, environment = run.home(), run.settings.environment
     moment = parse_source(flag, source)
     if server := server_name(home, environment):
-        raise UsageError(f"{flag}: the database is on a server, {server}")
+        raise UsageError(
+            f"{flag}: the database is on a server, {server}, which litestream does not replicate",
+            hint="sagewai-ops drill latest",
+        )
     named = environment.get("LITESTREAM_CONFIG") or DEFAULT_CONFIGURATION
     path = configuration or Path(named)
     return Replica(path.expanduser().absolute(), home.database, moment, environment)

@@ -57,7 +57,7 @@ Exit status:
   16  archive damaged or forged
   18  format or schema newer than this program
   19  server or network failed
-  20  rows of the server, or the schema of the replica, differ
+  20  rows of the server, or the database of the replica, differ
 """
 
 
@@ -157,6 +157,15 @@ def restore(
         ),
     ] = None,
     litestream_config: LitestreamConfigOption = None,
+    accept_change: Annotated[
+        bool,
+        option(
+            DATABASE,
+            "--accept-change",
+            "Accept a replica that lacks rows of the snapshot.",
+            hidden=True,
+        ),
+    ] = False,
     sqlite: HiddenSqliteOption = False,
     check: Annotated[
         Literal["recorded", "full"],
@@ -185,8 +194,11 @@ def restore(
         raise UsageError("--without-database: contradicts a URL")
     if to_sqlite and (undo or recover or without_database or database_url or url_file):
         raise UsageError("--to-sqlite: contradicts a URL, --without-database, --undo and --recover")
-    if database_from is None and litestream_config:
-        raise UsageError("--litestream-config: needs --database-from litestream")
+    if database_from is None and (litestream_config or accept_change):
+        raise UsageError(
+            f"{'--litestream-config' if litestream_config else '--accept-change'}: needs"
+            " --database-from litestream"
+        )
     if database_from is not None and (undo or recover or without_database or to_sqlite):
         raise UsageError(
             "--database-from: contradicts --without-database, --to-sqlite, --undo and --recover"
@@ -268,6 +280,7 @@ def restore(
         replica=replica_of(run, "--database-from", database_from, litestream_config)
         if database_from is not None
         else None,
+        accept_change=accept_change,
     )
     risked = home if to is None and home.root.is_dir() else None
     with contextlib.ExitStack() as stack:
@@ -417,7 +430,8 @@ def _show_plan(terminal: Terminal, result: "PlanResult") -> None:
 
 def _origin(result: "PlanResult") -> str:
     reason = result.authenticity_reason
-    return f"{result.authenticity}, {reason}" if reason else result.authenticity
+    origin = f"{result.authenticity}, {reason}" if reason else result.authenticity
+    return f"files {origin}; database not authenticated" if result.database_from else origin
 
 
 def _server(result: "PlanResult") -> str:

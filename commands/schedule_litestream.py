@@ -1,7 +1,8 @@
 """`schedule litestream`: print what replicates the database all the time."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from .schedule import (  # noqa: TID251 - a neighbour
     owner_of,
     this_program,
 )
+
+if TYPE_CHECKING:
+    from sagewai_ops.home.paths import Home
 
 HELP = """Print the configuration and the systemd unit of litestream.
 
@@ -83,11 +87,7 @@ def litestream(
     address = run.settings.address_of(place) if is_remote(place) else None
     if address is None:
         directory = Path(place).expanduser().absolute()
-        if directory.is_relative_to(home.root):
-            raise UsageError(
-                f"{directory}: inside the home {home.root}, with which it would be lost",
-                hint=f"sagewai-ops schedule litestream {shell_word(home.root)}.replica",
-            )
+        _refuse_place(directory, home, run.settings.directory(home))
     is_sftp = address is not None and address.scheme == "sftp"
     if is_sftp and not (ssh_key and host_key and address and address.user):
         raise UsageError(
@@ -111,6 +111,25 @@ def litestream(
     if ssh_key and not ssh_key.exists():
         raise NotFoundError(f"--ssh-key {ssh_key}: not found", hint="ssh-keygen -t ed25519")
     return files_outcome(litestream_files(plan), into, dry_run=dry_run, warnings=())
+
+
+def _refuse_place(directory: Path, home: "Home", snapshots: Path) -> None:
+    """Refuse a directory for the replica that is also one of something else."""
+    from sagewai_ops.remote.path import is_remote
+
+    real, root = (Path(os.path.realpath(path)) for path in (directory, home.root))
+    where = ""
+    if real.is_relative_to(root):
+        where = f"inside the home {home.root}, with which it would be lost"
+    elif root.is_relative_to(real):
+        where = f"contains the home {home.root}"
+    elif not is_remote(snapshots) and real.is_relative_to(os.path.realpath(snapshots)):
+        where = f"inside the snapshot directory {snapshots}"
+    if where:
+        raise UsageError(
+            f"{directory}: {where}",
+            hint=f"sagewai-ops schedule litestream {shell_word(home.root)}.replica",
+        )
 
 
 def _read_host_key(path: Path) -> str:

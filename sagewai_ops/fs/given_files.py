@@ -46,6 +46,11 @@ def route_given_files(opener: Callable[[Path], int | None]) -> None:
     _openers[:] = [opener]
 
 
+def is_routed() -> bool:
+    """Return whether another process opens such files: root's, for one with a user's rights."""
+    return bool(_openers)
+
+
 def open_given_file(path: Path, flags: int = os.O_RDONLY, mode: int | None = None) -> int:
     """Open a regular file, or a descriptor or terminal that is named like one.
 

@@ -38,7 +38,12 @@ from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import DatabaseFacts, DatabaseReport, examine_database
-from sagewai_ops.snapshots.scratch import memory_parent, scratch_directory, work_parent
+from sagewai_ops.snapshots.scratch import (
+    MOST_MEMORY_BYTES,
+    memory_parent,
+    scratch_directory,
+    work_parent,
+)
 from sagewai_ops.text import printable, size
 
 _DATABASE = "sagewai.db"  # in the scratch directory
@@ -101,7 +106,7 @@ def plan_replica_drill(replica: Replica, options: ReplicaDrillOptions) -> tuple[
         As `drill_replica`, for everything that can be found without a restore.
     """
     state = read_state(replica)
-    directory = _scratch_parent(state, options)
+    directory, _most_bytes = _scratch_parent(state, options)
     what = f"{replica.shown}, last change at {printable(state.at)}, {size(state.size_bytes)}"
     return (
         f"restore {what} compressed, into a scratch directory in {directory}",
@@ -126,12 +131,12 @@ def drill_replica(
         NoSpaceError, PermissionDeniedError, LockedError: It could not run.
     """
     at, started = datetime.now(timezone.utc), time.monotonic()
-    directory = _scratch_parent(read_state(replica), options)
+    directory, most_bytes = _scratch_parent(read_state(replica), options)
     with locks.sweep_guard(directory):
         swept = tuple(catalog.sweep(directory))
     with scratch_directory(directory, keep=options.keep) as scratch:
         path = scratch / _DATABASE
-        state = restore_replica(replica, path)
+        state = restore_replica(replica, path, most_bytes=most_bytes, option="--work-dir DIR")
         size_bytes = path.stat().st_size
         report = examine_database(path)
         if report.integrity:
@@ -140,6 +145,9 @@ def drill_replica(
                 hint="sagewai-ops db check  # is that of the home damaged too?",
             )
         findings = _check_schema(path, report)
+        if state.is_behind:
+            text = f"its last change is at {printable(state.at)}: it may not reach to that moment"
+            findings.append(DrillFinding("database", text))
         candidates = find_candidates(options.home, options.environment, key_file=options.key_file)
         keys = _check_keys(replica, path, candidates, options)
         findings += [
@@ -215,10 +223,13 @@ def _check_keys(
     return keys
 
 
-def _scratch_parent(state: ReplicaState, options: ReplicaDrillOptions) -> Path:
-    """Return the directory in which the scratch directory is created."""
+def _scratch_parent(state: ReplicaState, options: ReplicaDrillOptions) -> tuple[Path, int | None]:
+    """Return the directory for the scratch directory, and the most bytes of a file; None for any.
+
+    How far a replica grows is only an estimate, so a restore to memory is limited.
+    """
     if options.scratch is None and (memory := memory_parent(_GROWTH * state.size_bytes)):
-        return memory
+        return memory, MOST_MEMORY_BYTES
     home = options.home
     root = home.root if home.root.is_dir() else None
-    return work_parent(root, options.scratch, snapshots=home.snapshots)
+    return work_parent(root, options.scratch, snapshots=home.snapshots), None

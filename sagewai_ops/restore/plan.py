@@ -87,13 +87,12 @@ class RestoreOptions:
             home authenticates its snapshots, and not older than the high-water mark.
         allow_rollback: Accept it in any case, unless it is forged.
         same_owner: As root, keep the owners that the snapshot records.
-        server: Where the database of a snapshot is restored, if it was on a server; None for files
-            alone.
+        server: Where a database that was on a server is restored; None for files alone.
         requires_server: Refuse a snapshot with such a database, unless `server` is given.
         to_sqlite: Restore such a database to the SQLite file of the home.
-        check: Whether a database is checked again whose bytes were checked when the snapshot was
-            created: `full`, or not, `recorded`.
+        check: `full` to check a database again that was checked at the backup, else `recorded`.
         replica: Where the database comes from; None for the snapshot.
+        accept_change: Accept a replica that lacks rows of the snapshot.
     """
 
     decryption: Decryption | None = None
@@ -115,6 +114,7 @@ class RestoreOptions:
     to_sqlite: bool = False
     check: DatabaseCheck = "recorded"
     replica: "Replica | None" = None
+    accept_change: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +263,12 @@ def build_plan(
         server=server,
         server_name=options.server.display if server and options.server else "",
         conversion=conversion,
-        replica=plan_replica(reader, options.replica, parts),
+        replica=plan_replica(reader, options, parts),
         warnings=(
             *warnings,
             *places.warnings(target),
             *_schema_warnings(facts),
-            *companion_warnings(target.root, replaced),
+            *companion_warnings(target.root, replaced, options.replica),
             *(_server_warnings(reader, server) if server or not parts else ()),
             *(_variable_warnings(target, options) if conversion else ()),
         ),

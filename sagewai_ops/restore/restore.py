@@ -6,6 +6,7 @@ unchanged, and afterwards the previous home is kept.
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -151,7 +152,10 @@ def restore(
         if options.replica:
             from sagewai_ops.restore.replica import replace_database
 
-            database = replace_database(reader, options.replica, target, staged, options)
+            database, state, found = replace_database(
+                reader, options.replica, target, staged, options
+            )
+            plan = dataclasses.replace(plan, replica=state, warnings=(*plan.warnings, *found))
             checked = "full"
         documents = read_documents(staged)
         others = server.sealed_values() if server else ()

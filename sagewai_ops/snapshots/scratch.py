@@ -20,7 +20,7 @@ from sagewai_ops.snapshots import catalog
 from sagewai_ops.text import shell_word
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - its entries get private modes and random names
-_MOST_MEMORY_BYTES = 128 * 1024 * 1024  # of a scratch directory; a service may have 512 MiB
+MOST_MEMORY_BYTES = 128 * 1024 * 1024  # of a scratch directory; a service may have 512 MiB
 
 
 def work_parent(home: Path | None, chosen: Path | None, *, snapshots: Path) -> Path:
@@ -49,7 +49,7 @@ def work_parent(home: Path | None, chosen: Path | None, *, snapshots: Path) -> P
 
 def memory_parent(needed_bytes: int) -> Path | None:
     """Return the file system in memory if there is one with enough space, else None."""
-    if needed_bytes > _MOST_MEMORY_BYTES or not _is_private(_MEMORY):
+    if needed_bytes > MOST_MEMORY_BYTES or not _is_private(_MEMORY):
         return None
     return _MEMORY if free_bytes(_MEMORY) >= 2 * needed_bytes else None
 

@@ -376,3 +376,31 @@ def test_links_in_the_home_lead_to_nothing_of_roots(
         compressed = pyrage.decrypt(archive.read_bytes(), [identity])
         content = zstandard.ZstdDecompressor().stream_reader(compressed, read_across_frames=True)
         assert own[name.split("/")[0]] not in content.read()
+
+
+def test_litestream_gets_no_secret_of_roots(place: Path, home: Path) -> None:
+    """It runs as the home's owner, who can read its environment and its input in /proc."""
+    seen = place / "user/seen"
+    program = place / "bin/litestream"
+    program.parent.mkdir(0o755)
+    program.write_text(
+        f"#!/bin/sh\n[ $1 = version ] && echo 0.5.17 && exit\n{{ env; cat; }} > {seen}\nexit 1\n"
+    )
+    program.chmod(0o755)
+    configuration = place / "litestream.yml"
+    configuration.write_text("# of-the-file\n# $NAMED\n")
+    configuration.chmod(0o600)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "AWS_SECRET_ACCESS_KEY": "of-root", "NAMED": "of-root"}
+    words = ("--home", home, "drill", "--from", "litestream", "--litestream-config", configuration)
+
+    refused = run(*words, environment=environment)
+    was_run = seen.exists()
+    configuration.chmod(0o644)
+    failed = run(*words, environment=environment)
+
+    assert (refused.code, was_run) == (14, False), refused.err
+    assert "whose rights litestream gets" in refused.err
+    assert failed.code != 0
+    assert "of-the-file" in seen.read_text()
+    assert "of-root" not in seen.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import litestream
 from json_schemas import problems
 from litestream import needs_litestream
 from program import Answer, call
+from sagewai_ops.database.sqlite.litestream import Replica, find_program, restore_replica
+from sagewai_ops.errors import NoSpaceError, RemoteError
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY
 from small_homes import everything_of, small
 
@@ -85,8 +88,57 @@ def test_a_damaged_replica_is_an_error(home: Path, tmp_path: Path) -> None:
 
     answer = _drill(home)
 
-    assert answer.code == 19
+    assert answer.code == 16
     assert "litestream's replica of" in answer.document["error"]["message"]
+
+
+def test_a_moment_that_the_replica_may_not_reach_is_a_finding(home: Path) -> None:
+    """The newest state is not proof of a later one."""
+    answer = _drill(home, source="litestream:2199-01-01T00:00:00Z")
+
+    assert answer.code == 4
+    assert "it may not reach to that moment" in answer.result["findings"][0]["text"]
+
+
+def test_no_error_shows_a_secret_of_the_configuration(home: Path, tmp_path: Path) -> None:
+    """Litestream's own message has the whole URL."""
+    file = tmp_path / "litestream.yml"
+    file.write_text(
+        f"dbs:\n  - path: {home / DATABASE}\n"
+        "    replica:\n      url: sftp://backup:S3cr%etPassw0rd@host/path\n"
+    )
+
+    answer = _drill(home)
+
+    assert answer.code in (2, 19)
+    assert "***" in answer.document["error"]["message"]
+    assert "Passw0rd" not in answer.out + answer.err
+
+
+def test_a_restore_ends_at_its_limit(home: Path, tmp_path: Path) -> None:
+    """A replica is compressed: a small one may fill a disk, or the memory."""
+    replica = Replica(tmp_path / "litestream.yml", home / DATABASE, environment=dict(os.environ))
+    target = tmp_path / "restored.db"
+
+    with pytest.raises(NoSpaceError, match="file too large"):
+        restore_replica(replica, target, most_bytes=65536)
+
+    assert not target.exists()
+
+
+def test_a_program_that_closes_its_output_and_stays_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of time is for the process, not for its output."""
+    program = litestream.stub(tmp_path)
+    program.write_text("#!/bin/sh\nexec >&- 2>&-\nexec sleep 60\n")
+    monkeypatch.setattr("sagewai_ops.database.sqlite.litestream._VERSION_SECONDS", 0.5)
+    started = time.monotonic()
+
+    with pytest.raises(RemoteError, match="not ended within"):
+        find_program({}, program)
+
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(

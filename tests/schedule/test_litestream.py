@@ -169,6 +169,19 @@ def test_names_that_litestream_would_change_are_refused(home: Path, tmp_path: Pa
     assert _print(home, tmp_path / "a\nb").code == 2
 
 
+def test_a_directory_of_something_else_is_refused(home: Path, tmp_path: Path) -> None:
+    """Whatever links lead to it: the home, what is around it, the snapshots."""
+    (tmp_path / "link").symlink_to(home)
+    snapshots = tmp_path / "home.snapshots"
+
+    assert _print(home, tmp_path / "link/replica").code == 2
+    assert _print(home, home.parent).code == 2
+    assert (
+        "snapshot directory"
+        in call("--home", home, "schedule", "litestream", "--program", PROGRAM, snapshots).err
+    )
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd")
 def test_the_unit_is_valid(home: Path, tmp_path: Path) -> None:
     """There is nothing wrong with it to systemd."""

@@ -2,26 +2,30 @@
 
 It is started without a shell, in a session of its own. Its configuration, which can contain
 secrets, reaches it as standard input; of the environment it gets what it and the libraries of its
-stores read, and what the configuration names. What it prints is data: bounded, and escaped where it
-is shown.
+stores read, and what the configuration names. Where root works with the rights of a home's owner,
+that user can read both in /proc: then it gets no credentials of root's environment, and only a
+configuration that the user can read. What it prints is data: bounded, without the secrets of the
+configuration, and escaped where it is shown.
 """
 
 import contextlib
 import json
 import os
 import re
+import resource
 import selectors
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.errors import (
+    DamagedError,
     NoSpaceError,
     NotFoundError,
     OpsError,
@@ -29,8 +33,10 @@ from sagewai_ops.errors import (
     RemoteError,
     UsageError,
 )
-from sagewai_ops.fs.given_files import read_given_file
+from sagewai_ops.fs.free_space import free_bytes, require_free_bytes
+from sagewai_ops.fs.given_files import is_routed, read_given_file
 from sagewai_ops.home.companions import NAME
+from sagewai_ops.process.parent import parent_death_signal
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import printable, shell_word
 
@@ -46,10 +52,22 @@ _MOST_CONFIGURATION_BYTES = 60 * 1024  # a pipe has space for 64 KiB
 _MOST_MESSAGE_CHARACTERS = 300
 _END_SECONDS = 2.0  # from SIGTERM to SIGKILL
 _POLL_SECONDS = 0.2
+_SECOND = timedelta(seconds=1)  # litestream writes times in seconds, rounded down
+_RESERVE_BYTES = 64 * 1024 * 1024  # of a disk, left for other programs
 _NAMES = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR")
 _PREFIXES = ("LITESTREAM_", "AWS_", "AZURE_", "GOOGLE_", "SSL_", "SSH_", "LC_")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 _VARIABLE = re.compile(rb"\$(?:\{([A-Za-z0-9_]+)\}|([A-Za-z0-9_]+))")  # as Go's os.Expand reads it
+_USER_IN_URL = re.compile(r"//[^/@\s]*@")
+_SECRET = re.compile(
+    rb"(?:password|passphrase|secret|key|token|url)[\w-]*[\"']?[ \t]*:[ \t]*"
+    rb"(?:\"([^\"\n]+)\"|'([^'\n]+)'|([^\s,}#]+))",
+    re.IGNORECASE,
+)
+_LEAST_SECRET_CHARACTERS = 6
+_DAMAGE = re.compile(
+    "checksum mismatch|decode database|decode page|unexpected EOF|must start with page number"
+)
 _NOTHING_THERE = "no matching backup files available"
 
 
@@ -85,12 +103,24 @@ class ReplicaState:
         at: Of its last change; UTC, as litestream writes it.
         transaction: The number of its last change, in hexadecimal digits.
         size_bytes: Of the files that a restore reads.
+        is_behind: Whether a moment was given, and the replica has nothing of that moment or later.
     """
 
     name: str
     at: str
     transaction: str
     size_bytes: int
+    is_behind: bool = False
+
+    @property
+    def moment(self) -> datetime | None:
+        """The time of its last change; None if litestream writes it in an unknown form."""
+        return parse_moment(self.at)
+
+    @property
+    def next_moment(self) -> str:
+        """The first second after its last change: the moment that names it."""
+        return format_moment(self.moment + _SECOND) if self.moment else "TIMESTAMP"
 
 
 def parse_source(option: str, text: str) -> datetime | None:
@@ -102,14 +132,22 @@ def parse_source(option: str, text: str) -> datetime | None:
     name, separator, stamp = text.partition(":")
     if name == NAME and not separator:
         return None
-    with contextlib.suppress(ValueError, OverflowError):
-        moment = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", stamp))
-        if name == NAME and moment.tzinfo:
-            return moment.astimezone(timezone.utc)
+    moment = parse_moment(stamp) if name == NAME else None
+    if moment:
+        return moment
     raise UsageError(
         f"{option} {printable(text)}: neither litestream nor litestream:TIMESTAMP",
         hint=f"{option} litestream:2026-11-29T03:30:00Z",
     )
+
+
+def parse_moment(text: str) -> datetime | None:
+    """Return a time in UTC; None for what is none, or has no zone."""
+    with contextlib.suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
+        if moment.tzinfo:
+            return moment.astimezone(timezone.utc)
+    return None
 
 
 def format_moment(moment: datetime) -> str:
@@ -158,16 +196,22 @@ def read_state(replica: Replica) -> ReplicaState:
         NotFoundError: litestream, the configuration, the database in it, or a state at the moment
             does not exist.
         UsageError: litestream is too old, or refuses its configuration.
+        DamagedError: A file of the replica is damaged.
         RemoteError: The replica cannot be read.
     """
     return _Session.open(replica).read_state()
 
 
-def restore_replica(replica: Replica, target: Path) -> ReplicaState:
-    """Restore a replica to a new file, with mode 0600.
+def restore_replica(
+    replica: Replica, target: Path, *, most_bytes: int | None = None, option: str = "--to DIR"
+) -> ReplicaState:
+    """Restore a replica to a new file, with mode 0600; return the state that the file has.
 
     Args:
         target: In a private directory.
+        most_bytes: The size at which the restore ends, because a replica is compressed and may
+            become any (default: what the disk has, less a reserve).
+        option: The option that names another directory, for the hint.
 
     Raises:
         NoSpaceError: There is no space for it.
@@ -175,7 +219,14 @@ def restore_replica(replica: Replica, target: Path) -> ReplicaState:
     """
     session = _Session.open(replica)
     state = session.read_state()
-    session.run(["restore", "-o", os.fspath(target), *session.moment, state.name], _RESTORE_SECONDS)
+    require_free_bytes(target.parent, state.size_bytes + _RESERVE_BYTES, option=option)
+    room = free_bytes(target.parent) - _RESERVE_BYTES
+    session.run(
+        ["restore", "-o", os.fspath(target), "-txid", state.transaction, state.name],
+        _RESTORE_SECONDS,
+        most_bytes=min(room, most_bytes or room),
+        option=option,
+    )
     return state
 
 
@@ -191,6 +242,12 @@ class _Session:
         """Read the configuration and find the program."""
         program = find_program(replica.environment)
         path = replica.configuration
+        if is_routed() and not os.access(path, os.R_OK):
+            raise PermissionDeniedError(
+                f"configuration {path}: not readable by uid {os.getuid()}, whose rights litestream"
+                " gets: that user could read it in /proc",
+                hint="sudo -u USER sagewai-ops ...  # with a configuration that USER can read",
+            )
         try:
             limit = _MOST_CONFIGURATION_BYTES
             content = read_given_file(path, limit, public="litestream's configuration")
@@ -203,9 +260,20 @@ class _Session:
                 f"configuration {path}: not readable", hint=f"ls -l {shell_word(path)}"
             ) from error
         except OSError as error:
-            raise UsageError(f"configuration {path}: {error.strerror}") from error
+            raise UsageError(
+                f"configuration {path}: {error.strerror}",
+                hint="name a file: --litestream-config FILE",
+            ) from error
         named = {os.fsdecode(b"".join(pair)) for pair in _VARIABLE.findall(content)}
         return cls(replica, program, content, _select(replica.environment, named))
+
+    @property
+    def secrets(self) -> set[str]:
+        """Return what no message shows: values of the configuration that may be secrets."""
+        values = {os.fsdecode(b"".join(parts)) for parts in _SECRET.findall(self.content)}
+        names = {os.fsdecode(b"".join(pair)) for pair in _VARIABLE.findall(self.content)}
+        values |= {self.environment.get(name, "") for name in names if name not in _NAMES}
+        return {value for value in values if len(value) >= _LEAST_SECRET_CHARACTERS}
 
     @property
     def moment(self) -> list[str]:
@@ -213,20 +281,36 @@ class _Session:
         moment = self.replica.moment
         return ["-timestamp", format_moment(moment)] if moment else []
 
-    def run(self, arguments: Sequence[str], seconds: float) -> bytes:
+    def run(
+        self,
+        arguments: Sequence[str],
+        seconds: float,
+        *,
+        most_bytes: int | None = None,
+        option: str = "",
+    ) -> bytes:
         """Run a command of litestream with the configuration; return what it prints."""
         command, *rest = arguments
         words = [command, "-config", "/dev/stdin", *rest]
-        ended = _run(self.program, words, self.environment, self.content, seconds)
+        ended = _run(self.program, words, self.environment, self.content, seconds, most_bytes)
         if ended.code:
-            raise self.error(command, ended)
+            raise self.error(command, ended, option)
         return ended.output
 
     def read_state(self) -> ReplicaState:
         """Return the state that a restore would restore."""
         name = self.find_name()
-        words = ["restore", "-dry-run", "-json", "-o", "/nonexistent/database", *self.moment, name]
-        plan = _parse(self.run(words, _PLAN_SECONDS))
+        state = self.plan(name, self.moment)
+        moment, last = self.replica.moment, state.moment
+        if moment is None or last is None or moment <= last + _SECOND:
+            return state
+        newest = self.plan(name, [])
+        return replace(state, is_behind=newest.transaction == state.transaction)
+
+    def plan(self, name: str, moment: Sequence[str]) -> ReplicaState:
+        """Return the state of a database at a moment."""
+        words = ["restore", "-dry-run", "-json", "-o", "/nonexistent/database", *moment, name]
+        plan = _parse(self.run(words, _PLAN_SECONDS), "restore -dry-run")
         try:
             files = plan["files"]
             return ReplicaState(
@@ -241,7 +325,7 @@ class _Session:
     def find_name(self) -> str:
         """Return the name that the configuration has for the database of the home."""
         wanted = os.path.realpath(self.replica.database)
-        found = _parse(self.run(["databases", "-json"], _PLAN_SECONDS))
+        found = _parse(self.run(["databases", "-json"], _PLAN_SECONDS), "databases")
         try:
             names = [str(item["path"]) for item in found]
         except (KeyError, TypeError) as error:
@@ -255,22 +339,41 @@ class _Session:
             hint=f"litestream databases -config {shell_word(path)}",
         )
 
-    def error(self, command: str, ended: "_Ended") -> OpsError:
+    def masked(self, text: str) -> str:
+        """Return a message of litestream without secrets of the configuration."""
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return _USER_IN_URL.sub("//***@", text)
+
+    def error(self, command: str, ended: "_Ended", option: str) -> OpsError:
         """Return the error for a run that failed."""
         lines = [line for line in ended.messages.splitlines() if line.strip()]
-        message = _shown(re.sub(r"^Error: ", "", lines[-1])) if lines else f"code {ended.code}"
+        last = self.masked(re.sub(r"^Error: ", "", lines[-1])) if lines else f"code {ended.code}"
+        message = _shown(last)
         if _NOTHING_THERE in message:
             return NotFoundError(
                 f"{self.replica.shown}: no state found",
                 hint=f"litestream ltx -level all -config {shell_word(self.replica.configuration)}"
                 f" {shell_word(self.replica.database)}",
             )
-        if "no space left on device" in message:
-            return NoSpaceError(f"{self.replica.shown}: {message}")
+        if "no space left on device" in message or "file too large" in message:
+            hint = f"name another directory: {option}" if option else ""
+            return NoSpaceError(f"{self.replica.shown}: {message}", hint=hint)
+        if _DAMAGE.search(message):
+            return DamagedError(
+                f"{self.replica.shown}: damaged, {message}",
+                hint="choose an earlier moment: litestream:TIMESTAMP",
+            )
         if command == "databases":
             return UsageError(
                 f"configuration {self.replica.configuration}: {message}",
                 hint=f"litestream databases -config {shell_word(self.replica.configuration)}",
+            )
+        if is_routed():
+            return RemoteError(
+                f"{self.replica.shown}: {message}",
+                hint="sudo -u USER sagewai-ops ...  # credentials of root's environment are not"
+                " passed to a process of the home's owner",
             )
         return RemoteError(
             f"{self.replica.shown}: {message}",
@@ -288,6 +391,8 @@ class _Ended:
 
 def _select(environment: Mapping[str, str], named: Collection[str]) -> dict[str, str]:
     """Return the variables that litestream gets."""
+    if is_routed():  # it runs as a user who must not see what root's environment has
+        return {name: environment[name] for name in _NAMES if name in environment}
     return {
         name: value
         for name, value in environment.items()
@@ -295,11 +400,11 @@ def _select(environment: Mapping[str, str], named: Collection[str]) -> dict[str,
     }
 
 
-def _parse(output: bytes) -> Any:
+def _parse(output: bytes, command: str) -> Any:
     try:
         return json.loads(output)
     except (ValueError, RecursionError) as error:
-        raise _unknown_output("litestream") from error
+        raise _unknown_output(command) from error
 
 
 def _unknown_output(command: str) -> RemoteError:
@@ -318,8 +423,12 @@ def _run(
     environment: Mapping[str, str],
     content: bytes,
     seconds: float,
+    most_bytes: int | None = None,
 ) -> _Ended:
     """Run litestream to its end.
+
+    Args:
+        most_bytes: The size at which a file that it writes ends; None for no limit.
 
     Raises:
         NotFoundError, PermissionDeniedError, OpsError: It cannot be started.
@@ -329,16 +438,37 @@ def _run(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_pipe_with(content))
         with uninterrupted():  # a signal must not lose the process
-            process = _start(program, arguments, environment, source)
+            process = _start(program, arguments, environment, source, most_bytes)
             stack.enter_context(process)
             stack.callback(_end, process)
-        output, messages = _read(process, time.monotonic() + seconds, seconds)
-        return _Ended(process.wait(), output, messages.decode("utf-8", "replace"))
+        deadline = time.monotonic() + seconds
+        output, messages = _read(process, deadline, seconds)
+        try:  # it may have closed its output and still run
+            code = process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired as error:
+            raise _too_late(seconds) from error
+        return _Ended(code, output, messages.decode("utf-8", "replace"))
+
+
+def _too_late(seconds: float) -> RemoteError:
+    return RemoteError(f"{NAME}: not ended within {seconds:g} s, ended")
 
 
 def _start(
-    program: Path, arguments: Sequence[str], environment: Mapping[str, str], source: int
+    program: Path,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    source: int,
+    most_bytes: int | None,
 ) -> "subprocess.Popen[bytes]":
+    request = parent_death_signal(signal.SIGTERM)
+
+    def prepare() -> None:
+        """Between fork and exec."""
+        request()
+        if most_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
     try:
         return subprocess.Popen(
             [os.fspath(program), *arguments],
@@ -347,6 +477,7 @@ def _start(
             stderr=subprocess.PIPE,
             env=dict(environment),
             start_new_session=True,
+            preexec_fn=prepare,
             umask=0o077,
         )
     except FileNotFoundError as error:
@@ -394,7 +525,7 @@ def _read(
             if len(output) + len(messages) > _MOST_OUTPUT_BYTES:
                 raise RemoteError(f"{NAME}: prints more than {_MOST_OUTPUT_BYTES} bytes, ended")
             if time.monotonic() >= deadline:
-                raise RemoteError(f"{NAME}: not ended within {seconds:g} s, ended")
+                raise _too_late(seconds)
     return bytes(output), bytes(messages)
 
 
