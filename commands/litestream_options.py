@@ -44,7 +44,7 @@ def replica_of(run: Run, flag: str, source: str, configuration: Path | None) -> 
     if server := server_name(home, environment):
         raise UsageError(
             f"{flag}: the database is on a server, {server}, which litestream does not replicate",
-            hint="sagewai-ops drill latest",
+            hint=f"omit {flag}: a snapshot has the database of the server",
         )
     named = environment.get("LITESTREAM_CONFIG") or DEFAULT_CONFIGURATION
     path = configuration or Path(named)

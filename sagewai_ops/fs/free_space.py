@@ -6,10 +6,18 @@ from pathlib import Path
 from sagewai_ops.errors import NoSpaceError
 from sagewai_ops.text import shell_word
 
+_RESERVE_BYTES, _RESERVE_PART = 64 * 1024 * 1024, 20  # /dev/shm of a container has 64 MiB
+
 
 def free_bytes(path: Path) -> int:
     """Return the free bytes of the file system of a path, which need not exist."""
     return shutil.disk_usage(nearest_existing(path)).free
+
+
+def usable_bytes(path: Path) -> int:
+    """Return the bytes that a file may get on a file system, some are left for other programs."""
+    usage = shutil.disk_usage(nearest_existing(path))
+    return max(0, usage.free - min(_RESERVE_BYTES, usage.total // _RESERVE_PART))
 
 
 def require_free_bytes(path: Path, needed_bytes: int, *, option: str = "") -> None:

@@ -20,11 +20,11 @@ _WITHOUT = "sagewai-ops restore ...  # without --database-from"
 
 
 def companion_warnings(
-    root: Path, replaced: tuple[str, ...] | None, replica: "Replica | None"
+    root: Path, replaced: tuple[str, ...] | None, replica: "Replica | None" = None
 ) -> Iterator[str]:
     """Yield remarks about the replica, and the directory, kept with what is replaced."""
     if replica:
-        yield f"the database is of {replica.shown}, which nothing authenticates, unlike the files"
+        yield f"the database is that of {replica.shown}, which nothing authenticates"
     is_replaced = replaced is None or any(is_within(COMPANION, path) for path in replaced)
     if is_replaced and os.path.lexists(root / COMPANION):
         yield removal_note(str(root / COMPANION))

@@ -82,7 +82,7 @@ def replace_database(
 def _require_same_content(
     reader: ArchiveReader, replica: Replica, place: Path, fresh: Path, report: DatabaseReport
 ) -> None:
-    """Refuse the database of another home, and one that was created anew after a disaster."""
+    """Refuse the database of another home, and one that was created again after a disaster."""
     recorded = reader.manifest.facts["database"].get("tables", {})
     changes = list(compare(Content(tables=recorded), Content(tables=report.counts)))
     if (sealed := try_keys({}, place, ()).total) and not try_keys({}, fresh, ()).total:

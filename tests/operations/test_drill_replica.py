@@ -14,7 +14,7 @@ import litestream
 from json_schemas import problems
 from litestream import needs_litestream
 from program import Answer, call
-from sagewai_ops.database.sqlite.litestream import Replica, find_program, restore_replica
+from sagewai_ops.database.sqlite.litestream import Replica, _Session, find_program, restore_replica
 from sagewai_ops.errors import NoSpaceError, RemoteError
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY
 from small_homes import everything_of, small
@@ -113,6 +113,24 @@ def test_no_error_shows_a_secret_of_the_configuration(home: Path, tmp_path: Path
     assert answer.code in (2, 19)
     assert "***" in answer.document["error"]["message"]
     assert "Passw0rd" not in answer.out + answer.err
+
+
+def test_what_may_be_a_secret_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However the configuration writes it."""
+    litestream.on_path(monkeypatch)
+    file = tmp_path / "litestream.yml"
+    file.write_text(
+        "a:\n  secret-access-key: plain,with#signs  # comment\n  password: 'of two words'\n"
+        'b: {"url": "sftp://user:within-url@host/p", key: in-flow, x: 1}\nc: ${NAMED}\n'
+    )
+    environment = {"PATH": os.environ["PATH"], "NAMED": "of-variable"}
+    session = _Session.open(Replica(file, tmp_path / "x.db", environment=environment))
+    secrets = ("plain,with#signs", "of two words", "within-url", "in-flow", "of-variable")
+
+    message = session.masked(" and ".join(f"<{text}>" for text in secrets))
+
+    assert message == " and ".join(["<***>"] * len(secrets))
+    assert session.masked("dial sftp://x:y@host: refused") == "dial sftp://***@host: refused"
 
 
 def test_a_restore_ends_at_its_limit(home: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from sagewai_ops.errors import (
     RemoteError,
     UsageError,
 )
-from sagewai_ops.fs.free_space import free_bytes, require_free_bytes
+from sagewai_ops.fs.free_space import require_free_bytes, usable_bytes
 from sagewai_ops.fs.given_files import is_routed, read_given_file
 from sagewai_ops.home.companions import NAME
 from sagewai_ops.process.parent import parent_death_signal
@@ -53,7 +53,6 @@ _MOST_MESSAGE_CHARACTERS = 300
 _END_SECONDS = 2.0  # from SIGTERM to SIGKILL
 _POLL_SECONDS = 0.2
 _SECOND = timedelta(seconds=1)  # litestream writes times in seconds, rounded down
-_RESERVE_BYTES = 64 * 1024 * 1024  # of a disk, left for other programs
 _NAMES = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR")
 _PREFIXES = ("LITESTREAM_", "AWS_", "AZURE_", "GOOGLE_", "SSL_", "SSH_", "LC_")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -61,7 +60,7 @@ _VARIABLE = re.compile(rb"\$(?:\{([A-Za-z0-9_]+)\}|([A-Za-z0-9_]+))")  # as Go's
 _USER_IN_URL = re.compile(r"//[^/@\s]*@")
 _SECRET = re.compile(
     rb"(?:password|passphrase|secret|key|token|url)[\w-]*[\"']?[ \t]*:[ \t]*"
-    rb"(?:\"([^\"\n]+)\"|'([^'\n]+)'|([^\s,}#]+))",
+    rb"(?=(?:([^\s,}]+)|))(?:\"([^\"\n]+)\"|'([^'\n]+)'|([^\n]+?)(?=[ \t]*(?:\s#|\r?\n|\Z)))",
     re.IGNORECASE,
 )
 _LEAST_SECRET_CHARACTERS = 6
@@ -142,7 +141,7 @@ def parse_source(option: str, text: str) -> datetime | None:
 
 
 def parse_moment(text: str) -> datetime | None:
-    """Return a time in UTC; None for what is none, or has no zone."""
+    """Return a time in UTC; None for another text, or one without a zone."""
     with contextlib.suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
         if moment.tzinfo:
@@ -219,12 +218,12 @@ def restore_replica(
     """
     session = _Session.open(replica)
     state = session.read_state()
-    require_free_bytes(target.parent, state.size_bytes + _RESERVE_BYTES, option=option)
-    room = free_bytes(target.parent) - _RESERVE_BYTES
+    require_free_bytes(target.parent, state.size_bytes, option=option)
+    usable = usable_bytes(target.parent)
     session.run(
         ["restore", "-o", os.fspath(target), "-txid", state.transaction, state.name],
         _RESTORE_SECONDS,
-        most_bytes=min(room, most_bytes or room),
+        most_bytes=min(usable, most_bytes or usable),
         option=option,
     )
     return state
@@ -270,7 +269,12 @@ class _Session:
     @property
     def secrets(self) -> set[str]:
         """Return what no message shows: values of the configuration that may be secrets."""
-        values = {os.fsdecode(b"".join(parts)) for parts in _SECRET.findall(self.content)}
+        values = {
+            os.fsdecode(part) for parts in _SECRET.findall(self.content) for part in parts if part
+        }
+        for value in tuple(values):  # what is wrong in an URL is shown without the rest of it
+            if match := re.search("//(.*)@", value):
+                values.update(re.split("[:/@]", match[1]))
         names = {os.fsdecode(b"".join(pair)) for pair in _VARIABLE.findall(self.content)}
         values |= {self.environment.get(name, "") for name in names if name not in _NAMES}
         return {value for value in values if len(value) >= _LEAST_SECRET_CHARACTERS}
@@ -362,7 +366,7 @@ class _Session:
         if _DAMAGE.search(message):
             return DamagedError(
                 f"{self.replica.shown}: damaged, {message}",
-                hint="choose an earlier moment: litestream:TIMESTAMP",
+                hint="run it again, or choose an earlier moment: litestream:TIMESTAMP",
             )
         if command == "databases":
             return UsageError(
@@ -463,11 +467,14 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     request = parent_death_signal(signal.SIGTERM)
 
+    soft, _hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limits = (limit for limit in (most_bytes, soft) if limit not in (None, resource.RLIM_INFINITY))
+    limit = min(limits, default=resource.RLIM_INFINITY)
+
     def prepare() -> None:
         """Between fork and exec."""
         request()
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     try:
         return subprocess.Popen(
