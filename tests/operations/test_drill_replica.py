@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -115,6 +118,39 @@ def test_no_error_shows_a_secret_of_the_configuration(home: Path, tmp_path: Path
     assert "Passw0rd" not in answer.out + answer.err
 
 
+def test_litestream_ends_with_this_program(tmp_path: Path) -> None:
+    """A kill leaves no restore that continues."""
+    program, started = litestream.stub(tmp_path), tmp_path / "started"
+    program.write_text(
+        f"#!/bin/sh\necho $$ > {started}.new && mv {started}.new {started}\nexec sleep 60\n"
+    )
+    source = (
+        "import sys, pathlib; from sagewai_ops.database.sqlite.litestream import find_program;"
+        "find_program({'PATH': '/usr/bin:/bin'}, pathlib.Path(sys.argv[1]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", source, program]) as parent:
+        _await(started.exists)
+        parent.kill()
+    number = started.read_text().strip()
+
+    _await(lambda: not _runs(number))
+
+
+def _runs(number: str) -> bool:
+    """Return whether a process runs: a zombie does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{number}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _await(is_met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_met():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_what_may_be_a_secret_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the configuration writes it."""
     litestream.on_path(monkeypatch)
@@ -179,6 +215,11 @@ def test_what_contradicts_it_is_refused(home: Path) -> None:
     assert _drill(home, "latest").code == 2
     assert _drill(home, "--require-authentic").code == 2
     assert _drill(home, "--litestream-config", home.parent / "none").code == 10
+    directory = _drill(home, "--litestream-config", home)
+    assert (directory.code, directory.document["error"]["hint"]) == (
+        2,
+        ["name a file: --litestream-config FILE"],
+    )
     assert call("--home", home, "drill", "--litestream-config", home / "none").code == 2
 
 
@@ -219,6 +260,7 @@ def test_secrets_reach_litestream_by_its_environment_alone(
     assert "NAMED=named-in-it" in seen
     assert "planted" not in seen
     assert "restore -config /dev/stdin -o " in seen
+    assert f" -txid {answer.result['transaction']} " in seen  # exactly the state that is reported
 
 
 def test_a_database_with_broken_references_is_a_finding(home: Path, tmp_path: Path) -> None:
