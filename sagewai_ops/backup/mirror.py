@@ -61,8 +61,14 @@ class Destination(Protocol):
         """Set number, predecessor and reference of the snapshot."""
         ...
 
-    def store(self, run: BackupRun, tree: Path, report: BackupReport) -> BackupReport:
-        """Store the updated mirror; return the report of the snapshot there."""
+    def store(
+        self, run: BackupRun, tree: Path, previous: str, report: BackupReport
+    ) -> BackupReport:
+        """Store the updated mirror; return the report of the snapshot there.
+
+        Args:
+            previous: The digest of the mirror that it replaces; "" without one.
+        """
         ...
 
 
@@ -110,6 +116,7 @@ def update_mirror(
                     run.previous = {"id": old.header.id, "mac": old.mac.hex()}
                 run.reference = _reference(old) if old else None
                 run.clone_from = place if old else None
+                replaced = old.sha256.hex() if old else ""
                 if destination:
                     destination.configure(run)
                 writer = _write(run, fresh, place, old, staging, progress)
@@ -133,7 +140,7 @@ def update_mirror(
             _discard(fresh)
         _record(run, writer, place)
         if destination:
-            report = destination.store(run, place, report)
+            report = destination.store(run, place, replaced, report)
     return report
 
 

@@ -7,9 +7,9 @@ does not exist for lists. All of it happens while the home is locked.
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import open_mirror
@@ -32,6 +32,7 @@ from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.cards import card_path, encode_card
 from sagewai_ops.snapshots.catalog import REMOVED
 from sagewai_ops.snapshots.mark import record_copy
+from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.reference import find_reference
 from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 
@@ -101,7 +102,7 @@ class _Repository:
         self._warnings = tree_store(self._place).prepare(
             create=self._options.init_repository, allow_clear=allow_clear
         )
-        sweep_repository(self._place)
+        sweep_repository(self._place, home_ids(self._home))
 
     def configure(self, run: BackupRun) -> None:
         """Set number, predecessor and reference of the snapshot."""
@@ -110,16 +111,23 @@ class _Repository:
         run.previous = previous_snapshot(self._place, trust) if run.key else None
         run.reference = run.reference or find_reference(self._home, self._place, trust)
 
-    def store(self, run: BackupRun, tree: Path, report: BackupReport) -> BackupReport:
+    def store(
+        self, run: BackupRun, tree: Path, previous: str, report: BackupReport
+    ) -> BackupReport:
         """Store the mirror, compare it, then store its card."""
         path = self._place / catalog.tree_name(run.id)
         report = replace(report, path=path, format="directory", warned=self._warnings)
         card = run.card(report)
         amount = self._options.read_back
-        count = store_tree(path, tree, run.archive_bytes, amount, self._progress)
+        count = store_tree(
+            *(path, tree, run.archive_bytes, amount, self._progress),
+            home_id=home_ids(self._home)[0],
+            previous=previous,
+        )
         card["read_back"] = {"bytes": count}
         with _finish_despite_signals(run.id):
             self._place.store.put(card_path(path).name, encode_card(card, run.key))
+            require_stored(path)
             run.mark(self._place)
             record_copy(self._home, self._place, run.id, count)
         return replace(report, read_back_bytes=count)
@@ -131,6 +139,9 @@ def store_tree(
     size_bytes: int,
     amount: ReadBack,
     progress: Progress | None = None,
+    *,
+    home_id: str,
+    previous: str = "",
 ) -> int:
     """Store a mirror in a repository, and compare what the engine returns.
 
@@ -138,6 +149,7 @@ def store_tree(
         path: Of the new snapshot; its card is not stored.
         tree: The mirror; its name is `tree`.
         size_bytes: Of its files.
+        home_id, previous: As for `TreeStore.store_tree`.
 
     Returns:
         The number of bytes that were read back.
@@ -150,7 +162,11 @@ def store_tree(
     with open_mirror(tree) as source:
         digest = source.sha256
         try:
-            tree_store(path).store_tree(path.name, tree.parent, size_bytes, digest.hex())
+            tree_store(path).store_tree(
+                *(path.name, tree.parent, size_bytes, digest.hex()),
+                home_id=home_id,
+                previous=previous,
+            )
             chosen = _choose(source, amount)
             with name_damaged(path), open_repository(path, chosen) as reader:
                 _require_equal(path, reader, digest)
@@ -161,34 +177,56 @@ def store_tree(
                 is_full = len(chosen) == sum(map(_is_file, reader.manifest.entries))
         except BaseException:
             with contextlib.suppress(OpsError):
-                path.store.delete(path.name)
+                tree_store(path).discard(path.name)
             raise
     return size_bytes if is_full else total
 
 
-def sweep_repository(place: RemotePath) -> list[str]:
+def require_stored(path: RemotePath) -> None:
+    """Check that a snapshot is there once its card is: another run may have removed its tree.
+
+    Raises:
+        DamagedError: It is not.
+        OpsError: As `TreeStore`.
+    """
+    if not tree_store(path).has_stored((path.name, card_path(path).name)):
+        raise DamagedError(
+            f"{path}: removed from the repository while it was stored",
+            hint="sagewai-ops backup  # again",
+        )
+
+
+def sweep_repository(place: RemotePath, ids: Collection[str]) -> list[str]:
     """Forget trees without a card that killed runs left; return their names.
 
-    The clock is that of what was stored last.
+    Args:
+        ids: Of the home: trees of others may be those of runs that continue.
 
     Raises:
         OpsError: As `TreeStore`.
     """
-    known = {item.name: item for item in place.store.list()}
-    now = max((item.modified_at for item in known.values()), default=None)
-    left = [
+    left = _left_in(place, ids)
+    if left:
+        tree_store(place).refresh()
+        left = _left_in(place, ids)
+        tree_store(place).forget_all(left, ids)
+    return left
+
+
+def _left_in(place: RemotePath, ids: Collection[str]) -> list[str]:
+    listed = place.store.list()
+    known = {item.name for item in listed}
+    # The clock here, or that of what was stored last, if this one is fast.
+    newest = max((item.modified_at for item in listed), default=None)
+    now = min(filter(None, (datetime.now(timezone.utc), newest)))
+    return [
         item.name
-        for item in known.values()
-        if item.name.endswith(f".{TREE}")
-        and catalog.is_archive_name(item.name)
+        for item in tree_store(place).trees_of(ids)
+        if catalog.is_archive_name(item.name)
         and f"{item.name}.json" not in known
         and f"{item.name}.json{REMOVED}" not in known
-        and now is not None
         and now - item.modified_at > _KILLED_AFTER
     ]
-    if left:
-        tree_store(place).forget_all(left)
-    return left
 
 
 def _require_equal(path: RemotePath, reader: ArchiveReader, digest: bytes) -> None:

@@ -12,11 +12,13 @@ from sagewai_ops.engines.engine import (
     MARK,
     MOST_FILE_BYTES,
     Listing,
+    NewTree,
     StoredObject,
     classify,
     failure,
-    is_object_name,
-    parse_size,
+    labelled,
+    labels_of,
+    order_of,
     shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
@@ -34,7 +36,8 @@ from sagewai_ops.remote.store import TREE
 
 _OLDEST = (1, 2)
 _VERSION = re.compile(rb"borg (\d+)\.(\d+)")
-_ENGINE_ID = re.compile(r"[A-Za-z0-9._-]{1,200}~[0-9]{20}")
+_ENGINE_ID = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,199}~[0-9]{20}")  # never like an option
+_MOMENT = "%Y%m%d%H%M%S%f"  # in it, UTC
 _CAUSE = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")  # in the last line of a traceback
 _NO_CAUSES = ("Local Exception", "Remote Exception")  # a traceback follows
 _CHUNKS = "fixed,65536"  # pages of a database keep their place
@@ -120,19 +123,21 @@ class Borg:
     def store_tree(
         self,
         directory: Path,
-        name: str,
-        size_bytes: int,
-        digest: str,
-        parent: StoredObject | None,  # noqa: ARG002
+        new: NewTree,
+        parent: StoredObject | None,
     ) -> StoredObject:
         """Store `tree` of a directory; hard links change a file's ctime, and nothing else."""
-        options = ["--chunker-params", _CHUNKS, "--files-cache", "mtime,size,inode"]
-        return self._store(options, [TREE], name, size_bytes, digest, directory=directory)
+        # The cache has the inodes of the last tree that this computer stored from here.
+        known = "mtime,size,inode" if parent else "rechunk,mtime"
+        options = ["--chunker-params", _CHUNKS, "--files-cache", known]
+        return self._store(options, [TREE], new.name, labels_of(new), directory=directory)
 
-    def store_file(self, content: bytes, name: str) -> StoredObject:
+    def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
         """Store a small file."""
         options = ["--stdin-name", name]
-        return self._store(options, ["-"], name, len(content), content=content)
+        order = order_of(datetime.now(timezone.utc), after)
+        labels = [f"name={name}", f"bytes={len(content)}", f"order={order}"]
+        return self._store(options, ["-"], name, labels, content=content)
 
     def read_file(self, stored: StoredObject) -> bytes:
         """Return the content of a file that is stored alone."""
@@ -167,21 +172,21 @@ class Borg:
         options: Sequence[str],
         paths: Sequence[str],
         name: str,
-        size_bytes: int,
-        digest: str = "",
+        labels: Sequence[str],
         *,
         directory: Path | None = None,
         content: bytes | None = None,
     ) -> StoredObject:
         now = datetime.now(timezone.utc)
         # An archive's name is unique, and an object is replaced before the earlier one is deleted.
-        engine_id = f"{name}~{now:%Y%m%d%H%M%S%f}"
-        comment = f"{MARK} name={name} bytes={size_bytes}" + (
-            f" manifest={digest}" if digest else ""
-        )
+        engine_id = f"{name}~{now.strftime(_MOMENT)}"
+        comment = " ".join((MARK, *labels))
         arguments = ["create", *options, "--comment", comment, f"::{engine_id}", *paths]
         self._run(arguments, directory=directory, content=content)
-        return StoredObject(engine_id, name, size_bytes, now)
+        stored = labelled(engine_id, _named(labels), now)
+        if stored is None:
+            raise OpsError(f"borg: no name of an object: {shown(name)}")
+        return stored
 
     def _run(self, arguments: Sequence[str], **options: Any) -> Finished:
         command, *others = arguments
@@ -207,15 +212,20 @@ def _parse(item: Any) -> StoredObject | None:
     mark, *labels = item["comment"].split(" ")
     if mark != MARK:
         return None
-    named = dict(label.partition("=")[::2] for label in labels)
-    name, size_bytes = named.get("name", ""), parse_size(named.get("bytes", ""))
-    engine_id = item["name"]
+    named, engine_id = _named(labels), item["name"]
     # Not the archive that a killed run leaves: it has `.checkpoint` at its end.
-    is_complete = _ENGINE_ID.fullmatch(engine_id) and engine_id.startswith(f"{name}~")
-    if not is_object_name(name) or size_bytes is None or not is_complete:
+    name, _, digits = engine_id.rpartition("~")
+    if not _ENGINE_ID.fullmatch(engine_id) or name != named.get("name"):
         return None
-    moment = datetime.fromisoformat(item["time"]).astimezone(timezone.utc)  # of the local zone
-    return StoredObject(engine_id, name, size_bytes, moment)
+    try:  # what borg lists is of the local zone, in which an hour comes twice
+        moment = datetime.strptime(digits, _MOMENT).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None
+    return labelled(engine_id, named, moment)
+
+
+def _named(labels: Iterable[str]) -> dict[str, str]:
+    return {name: value for name, _, value in (label.partition("=") for label in labels)}
 
 
 def _text(line: str) -> tuple[str, str]:

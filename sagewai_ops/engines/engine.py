@@ -1,9 +1,10 @@
 """What restic and borg have in common for this program, and their errors."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
 
@@ -24,8 +25,10 @@ from sagewai_ops.text import shell_word
 
 MARK = "sagewai-ops"  # of everything that this program stores in a repository
 MOST_FILE_BYTES = 16 * 1024 * 1024  # of a file that is stored alone: records are far smaller
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
+_NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,199}")  # never like an option
 _DIGITS = re.compile(r"[0-9]{1,18}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MOST_ORDER = 10**17  # microseconds, in some 3000 years: a larger claim could not be exceeded
 # In the order of their priority: a full disk also leaves a damaged file.
 _PATTERNS: tuple[tuple[type[OpsError], tuple[str, ...]], ...] = (
     (
@@ -83,17 +86,41 @@ class StoredObject:
         name: Of the object: of a tree, or of a file that is stored alone.
         size_bytes: As the labels state it.
         stored_at: UTC, by the clock of the machine that stored it.
+        order: Of two objects with this name, the one with the larger number counts.
+        digest: Of the manifest of a tree, in hex, as the labels state it.
+        home: Of a tree, from `home_label`; "" if unknown.
+        source: The directory that was stored, where the engine lists it.
     """
 
     engine_id: str
     name: str
     size_bytes: int
     stored_at: datetime
+    order: int = 0
+    digest: str = ""
+    home: str = ""
+    source: str = ""
 
     @property
     def is_tree(self) -> bool:
         """Whether it is a directory."""
         return self.name.endswith(f".{TREE}")
+
+
+@dataclass(frozen=True, slots=True)
+class NewTree:
+    """A tree that is to be stored.
+
+    Attributes:
+        size_bytes: Of its files.
+        digest: Of its manifest, in hex.
+        home: From `home_label`.
+    """
+
+    name: str
+    size_bytes: int
+    digest: str
+    home: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,19 +171,18 @@ class Engine(Protocol):
         ...
 
     def store_tree(
-        self, directory: Path, name: str, size_bytes: int, digest: str, parent: StoredObject | None
+        self, directory: Path, new: "NewTree", parent: StoredObject | None
     ) -> StoredObject:
         """Store the directory `tree` of a directory.
 
         Args:
-            size_bytes: Of its files.
-            digest: Of its manifest, in hex.
-            parent: A similar tree, which saves reading unchanged files.
+            parent: The tree whose files are hard links in this one, if unchanged: those that have
+                the same inode are not read. None to read every file.
         """
         ...
 
-    def store_file(self, content: bytes, name: str) -> StoredObject:
-        """Store a small file."""
+    def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
+        """Store a small file, with an order larger than `after`."""
         ...
 
     def read_file(self, stored: StoredObject) -> bytes:
@@ -190,6 +216,36 @@ class Engine(Protocol):
 def is_object_name(name: str) -> bool:
     """Return whether a text can be the name of an object in a repository."""
     return _NAME.fullmatch(name) is not None
+
+
+def home_label(home_id: str) -> str:
+    """Return the label of a home: an id can have characters that no label has."""
+    return hashlib.sha256(home_id.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def order_of(moment: datetime, after: int = 0) -> int:
+    """Return the order of an object that is stored now: a slow clock hides none."""
+    return max((moment - _EPOCH) // timedelta(microseconds=1), after + 1)
+
+
+def labels_of(new: NewTree) -> list[str]:
+    """Return the labels of a tree."""
+    home = [f"home={new.home}"] if new.home else []
+    return [f"name={new.name}", f"bytes={new.size_bytes}", f"manifest={new.digest}", *home]
+
+
+def labelled(
+    engine_id: str, labels: Mapping[str, str], stored_at: datetime, source: str = ""
+) -> StoredObject | None:
+    """Return an object with these labels; None for one that this program did not store."""
+    name, size_bytes = labels.get("name", ""), parse_size(labels.get("bytes", ""))
+    if not is_object_name(name) or size_bytes is None:
+        return None
+    order = parse_size(labels.get("order", ""))
+    if order is None or order > _MOST_ORDER:
+        order = order_of(stored_at)
+    digest, home = labels.get("manifest", ""), labels.get("home", "")
+    return StoredObject(engine_id, name, size_bytes, stored_at, order, digest, home, source)
 
 
 def parse_size(text: str) -> int | None:

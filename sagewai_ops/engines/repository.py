@@ -2,8 +2,9 @@
 
 Each object of the place is a snapshot of the engine: a tree (the files of one of our snapshots), or
 a small file such as a metadata file. The engine stores an object in one step, so a list never shows
-a part of one. Of two objects with the same name the later one counts, and the other one is
-forgotten when the engine forgets something else.
+a part of one. Of two small files with the same name the later one counts, and the other one is
+forgotten when the engine forgets something else. Of two trees that of the metadata file counts:
+another writer of the repository replaces no snapshot, and what shares its name is kept.
 
 Small files are read through a cache of the user: each read starts the engine. The engine's ids are
 hashes of the content (restic), or unique (borg), and their content is authenticated by its readers.
@@ -12,17 +13,19 @@ hashes of the content (restic), or unique (borg), and their content is authentic
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import signal
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
 from sagewai_ops.engines.borg import Borg
-from sagewai_ops.engines.engine import Engine, StoredObject
+from sagewai_ops.engines.engine import Engine, NewTree, StoredObject, home_label
 from sagewai_ops.engines.process import Access, engine_environment
 from sagewai_ops.engines.restic import Restic
 from sagewai_ops.engines.secrets import passed_password, refuse_roots_secrets
@@ -36,6 +39,7 @@ from sagewai_ops.text import shell_word
 
 _MOST_CACHED_BYTES = 64 * 1024  # of an object; a metadata file has some 2 KB
 _Objects: TypeAlias = list[StoredObject]
+_Facts: TypeAlias = list[ObjectFacts]
 _CACHED = re.compile(r"[0-9a-f]{64}")
 
 
@@ -120,6 +124,8 @@ class RepositoryStore:
         self._opened: Engine | None = None
         self._objects: _Objects | None = None
         self._is_encrypted = True
+        self._stored: dict[str, StoredObject] = {}  # by this run
+        self._digests: dict[str, str] = {}  # in metadata files, by the engine's id
         self._cache = _Cache(connection)
 
     @property
@@ -148,8 +154,10 @@ class RepositoryStore:
         """Store a small file; one that it replaces does not count, and is forgotten later."""
         if not replace and name in self._current():
             return False
-        stored = self._engine().store_file(content, name)
+        after = max((item.order for item in self._all() if item.name == name), default=0)
+        stored = self._engine().store_file(content, name, after)
         self._all().append(stored)
+        self._stored[name] = stored
         self._cache.write(stored, content)
         return True
 
@@ -194,12 +202,23 @@ class RepositoryStore:
         self._forget(self._superseded())
         return warnings
 
-    def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
+    def store_tree(
+        self,
+        name: str,
+        directory: Path,
+        size_bytes: int,
+        digest: str,
+        *,
+        home_id: str = "",
+        previous: str = "",
+    ) -> None:
         """Store the directory `tree` of a directory as an object."""
-        trees = [item for item in self._all() if item.is_tree]
-        parent = max(trees, key=lambda item: item.stored_at, default=None)
-        stored = self._engine().store_tree(directory, name, size_bytes, digest, parent)
+        trees = [item for item in self._all() if item.is_tree and item.digest == previous]
+        parent = max(trees, key=lambda item: item.order, default=None) if previous else None
+        new = NewTree(name, size_bytes, digest, home_label(home_id) if home_id else "")
+        stored = self._engine().store_tree(directory, new, parent)
         self._all().append(stored)
+        self._stored[name] = stored
 
     def fetch(
         self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
@@ -207,10 +226,30 @@ class RepositoryStore:
         """Write a tree, or files of it, to `tree` in a private directory."""
         self._engine().restore(self._find(name), paths, target, most_file_bytes)
 
-    def forget_all(self, names: Iterable[str]) -> None:
+    def forget_all(self, names: Iterable[str], home_ids: Collection[str] | None = None) -> None:
         """Forget objects in one run of the engine."""
         wanted = set(names)
-        self._forget([item for item in self._all() if item.name in wanted])
+        self._forget([item for item in self._of_homes(home_ids) if item.name in wanted])
+
+    def trees_of(self, home_ids: Collection[str]) -> _Facts:
+        """List the trees of homes, with a metadata file or not."""
+        return [_facts(item) for item in self._of_homes(home_ids) if item.is_tree]
+
+    def discard(self, name: str) -> None:
+        """Forget what this run stored under a name, and nothing else."""
+        stored = self._stored.pop(name, None)
+        self._forget([item for item in self._all() if stored and _is_same(item, stored)])
+
+    def refresh(self) -> None:
+        """Read the list again when it is needed: others may have changed the repository."""
+        self._objects = None
+
+    def has_stored(self, names: Iterable[str]) -> bool:
+        """Return whether a new list has everything that this run stored under these names."""
+        self.refresh()
+        listed = self._all()
+        wanted = [self._stored.get(name) for name in names]
+        return all(new and any(_is_same(item, new) for item in listed) for new in wanted)
 
     def reclaim(self) -> None:
         """Remove data that no object needs."""
@@ -260,8 +299,45 @@ class RepositoryStore:
         return NotFoundError(error.message, hint=hint)
 
     def _current(self) -> dict[str, StoredObject]:
-        """Return the latest object of each name."""
-        return {item.name: item for item in sorted(self._all(), key=lambda item: item.stored_at)}
+        """Return the object of each name that counts."""
+        current = {item.name: item for item in sorted(self._all(), key=lambda item: item.order)}
+        for name in self._contested():
+            current[name] = self._genuine(current, name)
+        return current
+
+    def _contested(self) -> set[str]:
+        """Return the names of several trees."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for item in self._all():
+            if item.is_tree:
+                found[item.name].add(item.engine_id)
+        return {name for name, ids in found.items() if len(ids) > 1}
+
+    def _genuine(self, current: Mapping[str, StoredObject], name: str) -> StoredObject:
+        """Return the tree that this run stored, or that the metadata file is of."""
+        stored = self._stored.get(name)
+        if stored and any(_is_same(item, stored) for item in self._all()):
+            return stored
+        cards = [item for other, item in current.items() if other.startswith(f"{name}.json")]
+        digests = {self._digest(item) for item in cards} - {""}
+        fitting = [item for item in self._all() if item.name == name and item.digest in digests]
+        return max(fitting, key=lambda item: item.order, default=current[name])
+
+    def _digest(self, card: StoredObject) -> str:
+        """Return the hash in a metadata file, which its readers authenticate; "" if unknown."""
+        if card.engine_id not in self._digests:
+            found = None
+            with contextlib.suppress(DamagedError, ValueError, RecursionError):
+                document = json.loads(self._content_of(card))
+                found = document.get("archive_sha256") if isinstance(document, dict) else None
+            self._digests[card.engine_id] = found if isinstance(found, str) else ""
+        return self._digests[card.engine_id]
+
+    def _of_homes(self, home_ids: Collection[str] | None) -> _Objects:
+        if home_ids is None:
+            return self._all()
+        labels = {home_label(home_id) for home_id in home_ids}
+        return [item for item in self._all() if item.home in labels]
 
     def _find(self, name: str) -> StoredObject:
         found = self._current().get(name)
@@ -272,20 +348,29 @@ class RepositoryStore:
         return found
 
     def _content(self, name: str) -> bytes:
-        found = self._find(name)
+        return self._content_of(self._find(name))
+
+    def _content_of(self, found: StoredObject) -> bytes:
         content = self._cache.read(found)
         if content is None:
             content = self._engine().read_file(found)
             if len(content) != found.size_bytes:
-                raise DamagedError(
-                    f"{self.address}/{name}: {len(content)} bytes, {found.size_bytes} recorded"
-                )
+                sizes = f"{len(content)} bytes, {found.size_bytes} recorded"
+                raise DamagedError(f"{self.address}/{found.name}: {sizes}")
             self._cache.write(found, content)
         return content
 
     def _superseded(self) -> _Objects:
+        """Return the small files that were replaced, but of no name of several trees."""
         latest = {item.engine_id for item in self._current().values()}
-        return [item for item in self._all() if item.engine_id not in latest]
+        contested = self._contested()
+        return [
+            item
+            for item in self._all()
+            if not item.is_tree
+            and item.engine_id not in latest
+            and item.name.partition(".json")[0] not in contested
+        ]
 
     def _forget(self, objects: _Objects) -> None:
         """Forget objects, and those that were replaced, in one run of the engine."""
@@ -362,6 +447,11 @@ def _cache_name(stored: StoredObject) -> str:
     if "~" in stored.engine_id:
         text = f"{stored.engine_id}\n{stored.size_bytes}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_same(listed: StoredObject, stored: StoredObject) -> bool:
+    # A backup of restic names the snapshot by the beginning of the id that the list has.
+    return listed.name == stored.name and listed.engine_id.startswith(stored.engine_id)
 
 
 def _facts(stored: StoredObject) -> ObjectFacts:

@@ -1,6 +1,7 @@
 """restic, from version 0.14, as an engine."""
 
 import json
+import os
 import re
 import socket
 from collections.abc import Iterable, Sequence
@@ -13,11 +14,13 @@ from sagewai_ops.engines.engine import (
     MARK,
     MOST_FILE_BYTES,
     Listing,
+    NewTree,
     StoredObject,
     classify,
     failure,
-    is_object_name,
-    parse_size,
+    labelled,
+    labels_of,
+    order_of,
     shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
@@ -37,6 +40,11 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
 _SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
+# What a list may say with success: retries that may have succeeded, the cache, other programs.
+_HARMLESS = re.compile(
+    r"(Load|List|Stat)\(.*(returned error, retrying|operation successful after \d+ retries)"
+    r"|unable to open cache|subprocess |rclone: "
+)
 # Of restic 0.17 and newer; older ones exit with 1.
 _CODES: dict[int, type[OpsError]] = {10: NotFoundError, 11: LockedError, 12: KeyMissingError}
 _HINTS: dict[type[OpsError], str] = {
@@ -86,10 +94,12 @@ class Restic:
         """Return what this program stored; restic always encrypts."""
         finished = self._read(["snapshots", "--json", "--tag", MARK])
         # A snapshot that cannot be read is left out of the list, with success and a message.
-        if classify(finished.messages) is DamagedError:
-            raise failure(
-                "restic", finished, finished.messages, DamagedError, self._hint(DamagedError)
-            )
+        # A part of a list would make the cards, or the trees, of the others look like leftovers.
+        messages = [_text(line) for line in finished.messages]
+        problems = [line for line in messages if not _HARMLESS.match(line)]
+        if problems:
+            kind = classify(problems)
+            raise failure("restic", finished, problems, kind, self._hint(kind))
         listed = self._json(finished)
         if listed is None:
             return Listing([])
@@ -98,17 +108,24 @@ class Restic:
         return Listing([found for item in listed if (found := self._parse(item))])
 
     def store_tree(
-        self, directory: Path, name: str, size_bytes: int, digest: str, parent: StoredObject | None
+        self, directory: Path, new: NewTree, parent: StoredObject | None
     ) -> StoredObject:
         """Store `tree` of a directory; hard links change a file's ctime, and nothing else."""
-        arguments = ["--ignore-ctime", *(["--parent", parent.engine_id] if parent else [])]
-        tags = (f"manifest={digest}",)
-        return self._store([*arguments, TREE], name, size_bytes, tags, directory=directory)
+        source = os.path.realpath(directory / TREE)
+        # Without a parent restic chooses one, whose file of the same inode, size and time may have
+        # been another file.
+        arguments = ["--force"]
+        if parent and parent.source == source:
+            arguments = ["--ignore-ctime", "--parent", parent.engine_id]
+        labels = labels_of(new)
+        return self._store([*arguments, TREE], labels, source, directory=directory)
 
-    def store_file(self, content: bytes, name: str) -> StoredObject:
+    def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
         """Store a small file."""
         arguments = ["--stdin", "--stdin-filename", name]
-        return self._store(arguments, name, len(content), content=content)
+        order = order_of(datetime.now(timezone.utc), after)
+        labels = [f"name={name}", f"bytes={len(content)}", f"order={order}"]
+        return self._store(arguments, labels, content=content)
 
     def read_file(self, stored: StoredObject) -> bytes:
         """Return the content of a file that is stored alone."""
@@ -142,14 +159,13 @@ class Restic:
     def _store(
         self,
         arguments: Sequence[str],
-        name: str,
-        size_bytes: int,
-        more_tags: Sequence[str] = (),
+        labels: Sequence[str],
+        source: str = "",
         *,
         directory: Path | None = None,
         content: bytes | None = None,
     ) -> StoredObject:
-        tags = (MARK, f"name={name}", f"bytes={size_bytes}", *more_tags)
+        tags = (MARK, *labels)
         finished = self._run(
             ["backup", "--json", "--host", socket.gethostname()]
             + [word for tag in tags for word in ("--tag", tag)]
@@ -162,7 +178,11 @@ class Restic:
         found = summary.get("snapshot_id") if isinstance(summary, dict) else None
         if not isinstance(found, str) or not _SHORT_ID.fullmatch(found):
             raise self._unknown("backup")
-        return StoredObject(found, name, size_bytes, datetime.now(timezone.utc))
+        named = dict(label.partition("=")[::2] for label in labels)
+        stored = labelled(found, named, datetime.now(timezone.utc), source)
+        if stored is None:
+            raise self._unknown("name")
+        return stored
 
     def _read(self, arguments: Sequence[str], **options: Any) -> Finished:
         """Read without a lock, for which restic waits 0.2 s; after a failure, with one.
@@ -206,12 +226,12 @@ class Restic:
             labels = dict(tag.partition("=")[::2] for tag in tags)
             moment = datetime.fromisoformat(_FRACTION.sub("", time).replace("Z", "+00:00"))
             moment = moment.astimezone(timezone.utc)
+            source = str((item.get("paths") or [""])[0])
         except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
             raise self._unknown("list") from error
-        name, size_bytes = labels.get("name", ""), parse_size(labels.get("bytes", ""))
-        if not _ID.fullmatch(engine_id) or not is_object_name(name) or size_bytes is None:
+        if not _ID.fullmatch(engine_id):
             return None
-        return StoredObject(engine_id, name, size_bytes, moment)
+        return labelled(engine_id, labels, moment, source)
 
 
 def _text(line: str) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Collection, Generator, Iterable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
@@ -146,12 +146,24 @@ class TreeStore(Protocol):
         """
         ...
 
-    def store_tree(self, name: str, directory: Path, size_bytes: int, digest: str) -> None:
+    def store_tree(
+        self,
+        name: str,
+        directory: Path,
+        size_bytes: int,
+        digest: str,
+        *,
+        home_id: str = "",
+        previous: str = "",
+    ) -> None:
         """Store the directory `tree` of a directory.
 
         Args:
             size_bytes: Of its files.
             digest: Of its manifest, in hex.
+            home_id: Of its home; a tree without one is never swept.
+            previous: The digest of the tree of which unchanged files are hard links here; "" if
+                every file is new and must be read.
         """
         ...
 
@@ -166,8 +178,28 @@ class TreeStore(Protocol):
         """
         ...
 
-    def forget_all(self, names: Iterable[str]) -> None:
-        """Delete objects; their space is not reclaimed."""
+    def forget_all(self, names: Iterable[str], home_ids: Collection[str] | None = None) -> None:
+        """Delete objects; their space is not reclaimed.
+
+        Args:
+            home_ids: Only trees of these homes; None for all objects.
+        """
+        ...
+
+    def trees_of(self, home_ids: Collection[str]) -> list[ObjectFacts]:
+        """List the trees of homes, with a metadata file or not."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Delete what this run stored under a name, and nothing that another one stored."""
+        ...
+
+    def refresh(self) -> None:
+        """Read the list again when it is needed."""
+        ...
+
+    def has_stored(self, names: Iterable[str]) -> bool:
+        """Return whether a new list has everything that this run stored under these names."""
         ...
 
     def reclaim(self) -> None:

@@ -69,6 +69,8 @@ def purge(place: RemotePath, snapshots: Iterable[Snapshot]) -> tuple[HiddenSnaps
         RemoteError, PermissionDeniedError: An object cannot be deleted.
     """
     store = place.store
+    if has_trees(place):
+        tree_store(place).refresh()
     # One may have been undeleted by another run since it was listed.
     still = (item for item in snapshots if store.facts(f"{item.path.name}.json") is None)
     if has_trees(place):

@@ -9,6 +9,7 @@ import pytest
 
 from engine_repositories import Repository, repository
 from program import call
+from sagewai_ops.engines.engine import NewTree
 from sagewai_ops.engines.repository import Connection, open_engine
 from sagewai_ops.errors import DamagedError
 from small_homes import small
@@ -29,7 +30,7 @@ def test_longer_file_is_damage_and_not_written(repository: Repository, tmp_path:
     (source / "tree/short").write_bytes(os.urandom(_MOST_BYTES))
     with (source / "tree/manifest.json").open("wb") as stream:
         stream.truncate(4 * _MOST_BYTES)
-    stored = engine.store_tree(source, "a.tree", 1, "0" * 64, None)
+    stored = engine.store_tree(source, NewTree("a.tree", 1, "0" * 64), None)
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
