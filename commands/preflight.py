@@ -325,8 +325,8 @@ def _read_plan(path: Path) -> bytes:
     except FileNotFoundError:
         if path.parent.is_dir():
             return b""
-        directory = shell_word(path.parent)
-        raise NotFoundError(f"{path.parent}: not found", hint=f"mkdir {directory}") from None
+        hint = f"mkdir {shell_word(path.parent)}"
+        raise NotFoundError(f"{path.parent}: not found", hint=hint) from None
     if not content.startswith(_PLAN.encode()):
         raise TargetBusyError(f"{path}: exists with other content", hint=f"rm {shell_word(path)}")
     return content

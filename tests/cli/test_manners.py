@@ -103,6 +103,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         "snapshots prune": ["snapshots", "prune", "--keep-last", "9"],
         "snapshots copy": ["snapshots", "copy", f"{home}.snapshots", directory / "copies"],
         "snapshots undelete": ["snapshots", "undelete", "--all"],
+        **{f"schedule {word}": ["schedule", word, "--install-key", home / "secrets/master.key"]
+           for word in ("compose", "kubernetes")},
         "schedule run": ["schedule", "run", "--every", "1s", "--runs", "1", "--", "backup"],
         "schedule litestream": ["schedule", "litestream", directory / "replica",
                                 "--program", litestream.stub(directory)],
