@@ -68,6 +68,7 @@ def _write(directory: Path, content: str) -> Path:
     path = directory / "tree/f"
     path.write_text(content)
     os.utime(path, ns=(_MOMENT_NS, _MOMENT_NS))
+    (directory / "tree/newer").touch()  # borg reads the newest file of a tree in any case
     return directory
 
 
