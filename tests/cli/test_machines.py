@@ -16,6 +16,7 @@ import pytest
 from program import COMMAND, PATIENCE_SECONDS, call
 from refusals import LACKING, build_library, refusing
 from sagewai_ops.archive.age import temporary_identity
+from sagewai_ops.backup import mirror_record
 from sagewai_ops.fs.given_files import open_given_file
 from small_homes import small
 from unprivileged import NO_USER, reachable_directory, unprivileged
@@ -87,7 +88,7 @@ def test_every_command_works_on_a_file_system_that_lacks_operations(
 
     assert [(code, text) for code, text in answers if code] == []
     assert (copy / "db/sagewai.db").is_file()
-    assert sum(path.name.startswith(".") for path in archive.iterdir()) <= 1  # .trash
+    assert {path.name for path in archive.glob(".*")} <= {".trash", mirror_record.NAME}
 
 
 def _volume(path: Path) -> Path:
@@ -151,7 +152,7 @@ def test_home_in_a_lower_layer_is_restored_entry_by_entry(tmp_path: Path) -> Non
         assert call("--home", home, "backup", *mirror).code == 0
         tree = mount / "home.snapshots/tree"
         assert _texts(tree / "data/nested") == {"note.txt": "changed", "added.txt": "later"}
-        assert not list(tree.parent.glob(".*"))
+        assert [path.name for path in tree.parent.glob(".*")] == [mirror_record.NAME]
     finally:
         subprocess.run(["umount", mount], check=True)
 
