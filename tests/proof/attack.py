@@ -55,7 +55,7 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE  # noqa
 KINDS = ("named", "all", "files", "directories", "newest", "parent", "hard links", "pipes")
 DISTINCT = ("sites", "names")
 # Refused there, and without the right to list that directory: both are documented.
-_NOT_IN_VAULT = ("backup --format directory", "verify-perms --fix")
+_NOT_IN_VAULT = ("backup --format directory", "verify-perms --fix", "schedule kubernetes")
 _SOON = 12  # steps after which some attacks restore the names
 _PATIENCE_SECONDS = 40.0  # before a run counts as stuck
 _SHOWN = 40  # violations in the table

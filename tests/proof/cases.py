@@ -313,7 +313,7 @@ CASES = (
     ),
     *_with_litestream(
         "restore --database-from litestream",
-        *("restore", "latest", "--replace", "--database-from", "litestream"),
+        *("restore", "latest", "--replace", "--database-from", "litestream", "--accept-change"),
         recover=RECOVER,
     ),
     Case(
@@ -451,6 +451,7 @@ CASES = (
             *("schedule", "litestream", world.out / "replica", "--into", world.out),
             *("--program", world.out / "litestream"),
         ),
+        is_roots=True,
         in_parts=True,
     ),
     *(_idle("schedule", kind) for kind in ("cron", "compose", "kubernetes", "systemd")),
