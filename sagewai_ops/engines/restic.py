@@ -40,7 +40,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
 _SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
-# What a list may say with success: retries that may have succeeded, the cache, other programs.
+# What a list may state with success: retries that may have succeeded, the cache, other programs.
 _HARMLESS = re.compile(
     r"(Load|List|Stat)\(.*(returned error, retrying|operation successful after \d+ retries)"
     r"|unable to open cache|subprocess |rclone: "

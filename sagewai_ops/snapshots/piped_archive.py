@@ -109,7 +109,11 @@ def spool(archive: Path, directory: Path) -> Iterator[BinaryIO | None]:
     with translate_os_errors(directory), uninterrupted():
         stream = open(_create_unnamed(directory), "r+b", buffering=0)  # noqa: SIM115 - closed below
     with stream:
-        yield stream if _free_bytes(stream.fileno()) >= size_bytes + content_bytes else None
+        yield (
+            stream
+            if _usable_bytes(os.fstatvfs(stream.fileno())) >= size_bytes + content_bytes
+            else None
+        )
 
 
 def _read_beginning(descriptor: int) -> bytes:
@@ -136,8 +140,8 @@ def _store(
 ) -> None:
     stored, piece = 0, begin
     while piece:
-        if _free_bytes(file) < len(piece):
-            system = os.fstatvfs(file)
+        system = os.fstatvfs(file)
+        if _usable_bytes(system) < len(piece):
             free = system.f_bavail * system.f_frsize
             raise NoSpaceError(
                 f"{directory}: {free} bytes free, with {stored} bytes of standard input stored",
@@ -152,9 +156,8 @@ def _store(
         piece = os.read(descriptor, _PIECE_BYTES)
 
 
-def _free_bytes(file: int) -> int:
-    """Return the space for a file, without what is left for other programs."""
-    system = os.fstatvfs(file)
+def _usable_bytes(system: os.statvfs_result) -> int:
+    """Return the free space of a file system, without what is left for other programs."""
     reserve = min(_RESERVE_BYTES, system.f_blocks * system.f_frsize // _RESERVE_PART)
     return system.f_bavail * system.f_frsize - reserve
 

@@ -270,7 +270,7 @@ def test_encrypted_archive_is_downloaded_once_for_a_restore(
         store.requests.clear()
         store.read_bytes = 0
         if name == "often":
-            monkeypatch.setattr(piped_archive, "_free_bytes", lambda _file: 0)
+            monkeypatch.setattr(piped_archive, "_usable_bytes", lambda _system: 0)
         words = ("--snapshots", PLACE, "--identity", key, "--to", tmp_path / name)
         answer = call("--home", home, "restore", "latest", *words)
 
