@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sagewai_ops.fs import beneath
 from sagewai_ops.home.companions import DISCARDED, companion_directory
+from sagewai_ops.process.signals import uninterrupted
 
 
 def remove_companions(database: Path) -> tuple[Path, ...]:
@@ -27,9 +28,10 @@ def remove_companions(database: Path) -> tuple[Path, ...]:
         with contextlib.suppress(FileNotFoundError):
             beneath.remove_tree(discarded)
         if path.name != DISCARDED:
-            beneath.rename(path, discarded)
-            beneath.sync_directory(path.parent)
-            beneath.remove_tree(discarded)
+            with uninterrupted():  # a signal leaves all of it or nothing
+                beneath.rename(path, discarded)
+                beneath.sync_directory(path.parent)
+                beneath.remove_tree(discarded)
             removed.append(path)
     return tuple(removed)
 
