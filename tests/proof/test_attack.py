@@ -65,7 +65,7 @@ def test_promises_hold_on_the_home_of_another_user(tmp_path: Path) -> None:
     code, document, output = _run(crash.__file__, tmp_path / "report", *words)
 
     assert (code, document["violations"]) == (0, 0), output
-    assert document["struck"] == 4
+    assert document["struck"] >= 4  # two of each command, and of one next to litestream
 
 
 def test_an_attack_is_read_as_it_is_shown() -> None:
