@@ -18,7 +18,8 @@ from sagewai_ops.engines.engine import (
     failure,
     labelled,
     labels_of,
-    order_of,
+    labels_of_file,
+    parse_labels,
     shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
@@ -135,8 +136,7 @@ class Borg:
     def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
         """Store a small file."""
         options = ["--stdin-name", name]
-        order = order_of(datetime.now(timezone.utc), after)
-        labels = [f"name={name}", f"bytes={len(content)}", f"order={order}"]
+        labels = labels_of_file(content, name, after)
         return self._store(options, ["-"], name, labels, content=content)
 
     def read_file(self, stored: StoredObject) -> bytes:
@@ -183,7 +183,7 @@ class Borg:
         comment = " ".join((MARK, *labels))
         arguments = ["create", *options, "--comment", comment, f"::{engine_id}", *paths]
         self._run(arguments, directory=directory, content=content)
-        stored = labelled(engine_id, _named(labels), now)
+        stored = labelled(engine_id, parse_labels(labels), now)
         if stored is None:
             raise OpsError(f"borg: no name of an object: {shown(name)}")
         return stored
@@ -212,7 +212,7 @@ def _parse(item: Any) -> StoredObject | None:
     mark, *labels = item["comment"].split(" ")
     if mark != MARK:
         return None
-    named, engine_id = _named(labels), item["name"]
+    named, engine_id = parse_labels(labels), item["name"]
     # Not the archive that a killed run leaves: it has `.checkpoint` at its end.
     name, _, digits = engine_id.rpartition("~")
     if not _ENGINE_ID.fullmatch(engine_id) or name != named.get("name"):
@@ -222,10 +222,6 @@ def _parse(item: Any) -> StoredObject | None:
     except ValueError:
         return None
     return labelled(engine_id, named, moment)
-
-
-def _named(labels: Iterable[str]) -> dict[str, str]:
-    return {name: value for name, _, value in (label.partition("=") for label in labels)}
 
 
 def _text(line: str) -> tuple[str, str]:

@@ -234,6 +234,17 @@ def labels_of(new: NewTree) -> list[str]:
     return [f"name={new.name}", f"bytes={new.size_bytes}", f"manifest={new.digest}", *home]
 
 
+def labels_of_file(content: bytes, name: str, after: int = 0) -> list[str]:
+    """Return the labels of a file that is stored now; `after` as for `order_of`."""
+    order = order_of(datetime.now(timezone.utc), after)
+    return [f"name={name}", f"bytes={len(content)}", f"order={order}"]
+
+
+def parse_labels(labels: Iterable[str]) -> dict[str, str]:
+    """Return name -> value of labels."""
+    return {name: value for name, _, value in (label.partition("=") for label in labels)}
+
+
 def labelled(
     engine_id: str, labels: Mapping[str, str], stored_at: datetime, source: str = ""
 ) -> StoredObject | None:

@@ -20,7 +20,8 @@ from sagewai_ops.engines.engine import (
     failure,
     labelled,
     labels_of,
-    order_of,
+    labels_of_file,
+    parse_labels,
     shown_repository,
 )
 from sagewai_ops.engines.process import Access, Finished, run_engine, shown
@@ -123,8 +124,7 @@ class Restic:
     def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
         """Store a small file."""
         arguments = ["--stdin", "--stdin-filename", name]
-        order = order_of(datetime.now(timezone.utc), after)
-        labels = [f"name={name}", f"bytes={len(content)}", f"order={order}"]
+        labels = labels_of_file(content, name, after)
         return self._store(arguments, labels, content=content)
 
     def read_file(self, stored: StoredObject) -> bytes:
@@ -178,8 +178,7 @@ class Restic:
         found = summary.get("snapshot_id") if isinstance(summary, dict) else None
         if not isinstance(found, str) or not _SHORT_ID.fullmatch(found):
             raise self._unknown("backup")
-        named = dict(label.partition("=")[::2] for label in labels)
-        stored = labelled(found, named, datetime.now(timezone.utc), source)
+        stored = labelled(found, parse_labels(labels), datetime.now(timezone.utc), source)
         if stored is None:
             raise self._unknown("name")
         return stored
@@ -223,7 +222,7 @@ class Restic:
         """
         try:
             engine_id, tags, time = item["id"], item.get("tags") or [], item["time"]
-            labels = dict(tag.partition("=")[::2] for tag in tags)
+            labels = parse_labels(tags)
             moment = datetime.fromisoformat(_FRACTION.sub("", time).replace("Z", "+00:00"))
             moment = moment.astimezone(timezone.utc)
             source = str((item.get("paths") or [""])[0])
