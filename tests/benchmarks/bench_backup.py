@@ -1,10 +1,12 @@
 """`make bench`: our backup and restore against the script they replace, restic and borg.
 
-Every contender works on the same homes, on the same disk, in turns; the best of the rounds counts,
-and ratios are within one run. Homes are built by `fixtures/home_builder` with all of the database
-in its `-wal` and no server running. Caches are left as they are. Prints Markdown for the README.
+Every contender works on the same homes, on the same disk, in turns; the median of the rounds
+counts, and ratios are within one run. Homes are built by `fixtures/home_builder` with all of the
+database in its `-wal` and no server running. Caches are left as they are. Prints Markdown for the
+docs. The home of 20 GB is measured only where it is named: it takes an hour and 70 GB of disk.
 
     .venv/bin/python tests/benchmarks/bench_backup.py [--quick] [--only restic] [--work DIR]
+    .venv/bin/python tests/benchmarks/bench_backup.py --home "20 GB" --work DIR
 """
 
 import argparse
@@ -24,13 +26,14 @@ sys.path.insert(0, os.fspath(REPOSITORY / "tests"))  # run as a script, without 
 
 from benchmarks import large_home  # noqa: E402
 from benchmarks.peers import OURS, SCRIPT, Peer, installed, program, run, shell  # noqa: E402
-from benchmarks.stopwatch import Cost, best, machine, measure, tree_bytes, version  # noqa: E402
+from benchmarks.stopwatch import Cost, machine, measure, median, tree_bytes, version  # noqa: E402
 from sagewai_ops.home.paths import DATABASE  # noqa: E402
 
 STARTS = 20  # runs of a program that only starts and ends; the best counts
 LIMITS = (
-    "Asked for: backup at most 1.5 x the script, archive 1.02 x, restore 1.5 x, memory 150 MB; "
-    "--version 100 ms, --help 300 ms."
+    "Asked for: backup at most 1.1 x the script, 1.0 x at 2 GB, 1.15 x of rows with indexes; "
+    "archive 1.02 x; restore 1.25 x; memory 150 MB, of 100,000 files 100 MB; a start 60 ms more "
+    "than a bare one, --help 6 x."
 )
 
 
@@ -40,12 +43,14 @@ class Home:
 
     Attributes:
         rows: That `large_home` adds to its database.
+        named_only: Measured only if `--home` names it.
     """
 
     title: str
     options: tuple[str, ...]
     rounds: int
     rows: int = 0
+    named_only: bool = False
 
 
 @dataclass(slots=True)
@@ -58,11 +63,18 @@ class Result:
 
 
 HOMES = (
-    Home("300 MB", ("--size", "300M", "--journal", "everything"), 3),
-    Home("2 GB", ("--size", "2G", "--journal", "everything"), 2),
-    Home("2 GB, its -wal folded in", ("--size", "2G", "--journal", "tail"), 2),
-    Home("1,000,000 rows with their indexes", ("--journal", "none"), 2, 1_000_000),
-    Home("100,000 small files", ("--small-files", "100000", "--journal", "everything"), 2),
+    Home("300 MB", ("--size", "300M", "--journal", "everything"), 5),
+    Home("2 GB", ("--size", "2G", "--journal", "everything"), 5),
+    Home("2 GB, its -wal folded in", ("--size", "2G", "--journal", "tail"), 5),
+    Home("1,000,000 rows with their indexes", ("--journal", "none"), 5, 1_000_000),
+    Home("100,000 small files", ("--small-files", "100000", "--journal", "everything"), 5),
+    Home(
+        "20 GB, 20,000,000 rows and 200,000 files",
+        ("--small-files", "200000", "--journal", "none"),
+        1,
+        20_000_000,
+        named_only=True,
+    ),
 )
 
 
@@ -73,7 +85,8 @@ def main() -> int:
     if arguments.only:
         wanted = (OURS, SCRIPT, *arguments.only)
         peers = [peer for peer in peers if peer.name.startswith(wanted)]
-    homes = [home for home in HOMES if (arguments.home or "") in home.title]
+    named = arguments.home
+    homes = [home for home in HOMES if (named in home.title if named else not home.named_only)]
     homes = homes[:1] if arguments.quick else homes
     for line in missing:
         _log(line)
@@ -102,8 +115,8 @@ def _report(home: Home, peers: Sequence[Peer], directory: Path, rounds: int) -> 
     shutil.rmtree(root)
     yield f"#### {home.title}: {_megabytes(built['bytes'])} in {built['files']} files"
     yield ""
-    yield "| backup | wall | x script | CPU | peak memory | stored | x script | proves |"
-    yield "|---|--:|--:|--:|--:|--:|--:|---|"
+    yield "| backup | median | spread | x script | CPU | peak memory | stored | x script | proves |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|---|"
     script = results.get(SCRIPT, Result())
     for peer in peers:
         result = results[peer.name]
@@ -116,8 +129,8 @@ def _report(home: Home, peers: Sequence[Peer], directory: Path, rounds: int) -> 
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield "| restore | wall | x `zstd -dc \\| tar -x` | CPU | peak memory |"
-    yield "|---|--:|--:|--:|--:|"
+    yield "| restore | median | spread | x `zstd -dc \\| tar -x` | CPU | peak memory |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for peer in peers:
         restored = _cells(results[peer.name].restores, script.restores)
         yield f"| {' | '.join((peer.name, *restored))} |"
@@ -186,11 +199,13 @@ def _versions() -> list[str]:
     return [line[:60].strip("* ") for command in commands if (line := version(command))]
 
 
-def _cells(costs: Sequence[Cost], script: Sequence[Cost]) -> tuple[str, str, str, str]:
-    cost = best(costs)
+def _cells(costs: Sequence[Cost], script: Sequence[Cost]) -> tuple[str, ...]:
+    cost = median(costs)
+    walls = [each.wall_seconds for each in costs]
     return (
         f"{cost.wall_seconds:.2f} s",
-        _ratio(cost.wall_seconds, best(script).wall_seconds if script else 0),
+        f"{min(walls):.2f} to {max(walls):.2f}",
+        _ratio(cost.wall_seconds, median(script).wall_seconds if script else 0),
         f"{cost.cpu_seconds:.2f} s",
         _megabytes(cost.peak_bytes),
     )

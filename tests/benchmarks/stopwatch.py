@@ -7,6 +7,7 @@ Where there is no /proc it is only the latter.
 
 import os
 import platform
+import statistics
 import subprocess
 import threading
 import time
@@ -86,6 +87,15 @@ def best(costs: Sequence[Cost]) -> Cost:
     return Cost(
         shortest.wall_seconds,
         min(cost.cpu_seconds for cost in costs),
+        max(cost.peak_bytes for cost in costs),
+    )
+
+
+def median(costs: Sequence[Cost]) -> Cost:
+    """Return the medians of several runs, with the most memory that any of them took."""
+    return Cost(
+        statistics.median(cost.wall_seconds for cost in costs),
+        statistics.median(cost.cpu_seconds for cost in costs),
         max(cost.peak_bytes for cost in costs),
     )
 
