@@ -8,27 +8,28 @@ prints is data: bounded, and escaped where it is shown.
 import contextlib
 import os
 import re
-import resource
-import selectors
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, PermissionDeniedError
+from sagewai_ops.process.child import (
+    OutputTooLongError,
+    child,
+    limit_files,
+    pipe_with,
+    read_streams,
+)
 from sagewai_ops.process.parent import parent_death_signal
-from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import is_ending
 from sagewai_ops.text import printable
 
 MOST_OUTPUT_BYTES = 64 * 1024 * 1024  # a list of 100,000 snapshots has some 40 MB
 _MOST_MESSAGE_BYTES = 256 * 1024  # of stderr; what follows is read and dropped
 _MOST_SHOWN = 300  # characters of a message
-_PIECE_BYTES = 64 * 1024
-_POLL_SECONDS = 0.2  # between two looks whether the engine ended with its output still open
 _END_SECONDS = 10.0  # from SIGTERM to SIGKILL: an engine removes its lock in a remote repository
 # What an engine and the programs that it starts (ssh, rclone) need, and no secret of Sagewai.
 _NAMES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
@@ -110,20 +111,35 @@ def run_engine(
         DamagedError: It prints more than `most_bytes`, or writes a longer file.
         InterruptedRunError: At a signal; the engine has ended.
     """
-    if is_ending():
-        raise OpsError(f"{access.program}: not started, the run ends")
+
+    def refuse_ending() -> None:
+        if is_ending():
+            raise OpsError(f"{access.program}: ended with the run")
+
+    refuse_ending()
     with contextlib.ExitStack() as stack:
-        with uninterrupted():  # a signal must not lose the process
-            process = _start(stack, access, arguments, directory, content, most_file_bytes)
-            stack.enter_context(process)
-            stack.callback(_end, process, access.end_signal)
-        output, messages = _read(process, access.program, most_bytes)
-        code = process.wait()
-    lines = messages.decode("utf-8", "replace").splitlines()
+
+        def start() -> subprocess.Popen[bytes]:
+            return _start(stack, access, arguments, directory, content, most_file_bytes)
+
+        process = stack.enter_context(
+            child(start, end_seconds=_END_SECONDS, number=access.end_signal)
+        )
+        try:
+            finished = read_streams(
+                process,
+                most_bytes=most_bytes,
+                most_message_bytes=_MOST_MESSAGE_BYTES,
+                check=refuse_ending,
+            )
+        except OutputTooLongError:
+            raise DamagedError(f"{access.program}: prints more than {most_bytes} bytes") from None
+    lines = finished.messages.decode("utf-8", "replace").splitlines()
     is_too_long = any(word in line for line in lines for word in _TOO_LONG)
-    if code and most_file_bytes is not None and is_too_long:
+    if finished.code and most_file_bytes is not None and is_too_long:
         raise DamagedError(f"{access.program}: a file has more than {most_file_bytes} bytes")
-    return Finished(code, output, tuple(line for line in lines if line.strip()))
+    shown = tuple(line for line in lines if line.strip())
+    return Finished(finished.code, finished.output, shown)
 
 
 def shown(text: str) -> str:
@@ -143,11 +159,16 @@ def _start(
     environment = dict(access.environment)
     descriptors = []
     if access.password:
-        descriptor = stack.enter_context(_pipe_with(access.password))
+        descriptor = stack.enter_context(pipe_with(access.password.encode()))
         environment[access.password_variable] = access.password_format.format(descriptor)
         descriptors.append(descriptor)
     source = stack.enter_context(_file_with(content)) if content is not None else subprocess.DEVNULL
-    request = _limited(parent_death_signal(access.end_signal), most_file_bytes)
+    request, limit = parent_death_signal(access.end_signal), limit_files(most_file_bytes)
+
+    def prepare() -> None:
+        request()
+        limit()
+
     try:
         return subprocess.Popen(
             (access.program, *arguments),
@@ -158,7 +179,7 @@ def _start(
             env=environment,
             pass_fds=descriptors,
             start_new_session=True,
-            preexec_fn=request,
+            preexec_fn=prepare,
         )
     except FileNotFoundError as error:
         raise NotFoundError(
@@ -170,37 +191,6 @@ def _start(
         raise OpsError(f"{access.program}: {(error.strerror or 'not started').lower()}") from error
 
 
-def _limited(request: Callable[[], None], most_file_bytes: int | None) -> Callable[[], None]:
-    """Return a function to call between fork and exec, which limits the files of the process."""
-    if most_file_bytes is None:
-        return request
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    lower = tuple(
-        most_file_bytes if limit == resource.RLIM_INFINITY else min(limit, most_file_bytes)
-        for limit in limits
-    )
-
-    def prepare() -> None:
-        request()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (lower[0], lower[1]))
-
-    return prepare
-
-
-@contextlib.contextmanager
-def _pipe_with(text: str) -> Iterator[int]:
-    """Yield the end of a pipe with a short text, which a process can read once."""
-    reading, writing = os.pipe()
-    try:
-        try:
-            os.write(writing, text.encode())
-        finally:
-            os.close(writing)
-        yield reading
-    finally:
-        os.close(reading)
-
-
 @contextlib.contextmanager
 def _file_with(content: bytes) -> Iterator[int]:
     """Yield an unlinked file with this content: a pipe would need a thread that fills it."""
@@ -209,50 +199,3 @@ def _file_with(content: bytes) -> Iterator[int]:
         stream.flush()
         os.lseek(stream.fileno(), 0, os.SEEK_SET)
         yield stream.fileno()
-
-
-def _read(process: "subprocess.Popen[bytes]", program: str, most_bytes: int) -> tuple[bytes, bytes]:
-    output, messages = bytearray(), bytearray()
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            # Another process that the engine started can keep its output open.
-            has_ended = process.poll() is not None
-            ready = selector.select(0 if has_ended else _POLL_SECONDS)
-            if is_ending():
-                raise OpsError(f"{program}: ended with the run")
-            if has_ended and not ready:
-                break
-            for key, _events in ready:
-                piece = os.read(key.fd, _PIECE_BYTES)
-                if not piece:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is process.stdout:
-                    output += piece
-                elif len(messages) < _MOST_MESSAGE_BYTES:
-                    messages += piece
-            if len(output) > most_bytes:
-                raise DamagedError(f"{program}: prints more than {most_bytes} bytes")
-    return bytes(output), bytes(messages)
-
-
-@uninterrupted()
-def _end(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
-    """End an engine that still runs, and what it has started."""
-    if process.poll() is not None:
-        return
-    deadline = time.monotonic() + _END_SECONDS
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
-    while process.poll() is None and time.monotonic() < deadline:
-        # Its output must not keep it waiting.
-        for stream in (process.stdout, process.stderr):
-            if stream and not stream.closed:
-                stream.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(deadline - time.monotonic(), 0))
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -5,28 +5,21 @@ own, so that it has no terminal, and a signal ends what it has started too. Its 
 and never shown. Its messages may contain the secret as well: that there were some is reported.
 """
 
-import contextlib
-import os
-import selectors
 import shlex
-import signal
 import subprocess
-import time
 from collections.abc import Sequence
 
 from sagewai_ops.errors import (
     KeyMissingError,
     NotFoundError,
-    OpsError,
     PermissionDeniedError,
     UsageError,
 )
-from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.process.child import OutputTooLongError, TimedOutError, child, read_streams
 from sagewai_ops.text import printable, shell_word
 
 SECONDS = 60.0  # for a person to touch a hardware key, or a server to answer
 MOST_BYTES = 64 * 1024  # of output; a key has some hundred
-_POLL_SECONDS = 0.1  # between two looks whether the program has ended with its output still open
 _END_SECONDS = 2.0  # from SIGTERM to SIGKILL
 _ERRORS = {FileNotFoundError: NotFoundError, PermissionError: PermissionDeniedError}
 
@@ -57,12 +50,24 @@ def read_output(words: Sequence[str], what: str) -> bytes:
         InterruptedRunError: At a signal; the program has ended.
     """
     name = f"{what} {printable(words[0])}"
-    with contextlib.ExitStack() as stack:
-        with uninterrupted():  # a signal must not lose the process
-            process = _start(words, name)
-            stack.enter_context(process)
-            stack.callback(_end, process)
-        return _read(process, name, time.monotonic() + SECONDS, words)
+    try:
+        with child(lambda: _start(words, name), end_seconds=_END_SECONDS) as process:
+            finished = read_streams(
+                process, most_bytes=MOST_BYTES, most_message_bytes=1, seconds=SECONDS
+            )
+    except OutputTooLongError:
+        raise UsageError(
+            f"{name}: prints more than {MOST_BYTES} bytes, not a key", hint=_hint(words)
+        ) from None
+    except TimedOutError:
+        raise KeyMissingError(
+            f"{name}: no result within {SECONDS:g} s, ended", hint=_hint(words)
+        ) from None
+    if code := finished.code:
+        end = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+        more = ", with a message on stderr, which is not shown" if finished.messages else ""
+        raise KeyMissingError(f"{name}: {end}{more}", hint=_hint(words))
+    return finished.output
 
 
 def _start(words: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
@@ -83,61 +88,6 @@ def _start(words: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
         ) from error
 
 
-def _read(
-    process: "subprocess.Popen[bytes]", name: str, deadline: float, words: Sequence[str]
-) -> bytes:
-    output, has_message = bytearray(), False
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            # Another process that the program started can keep its output open.
-            has_ended = process.poll() is not None
-            ready = selector.select(0 if has_ended else _POLL_SECONDS)
-            if has_ended and not ready:
-                break
-            for key, _events in ready:
-                piece = os.read(key.fd, MOST_BYTES)
-                if not piece:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is process.stdout:
-                    output += piece
-                else:
-                    has_message = True
-            if len(output) > MOST_BYTES:
-                raise UsageError(
-                    f"{name}: prints more than {MOST_BYTES} bytes, not a key", hint=_hint(words)
-                )
-            if time.monotonic() >= deadline:
-                raise _timeout(name, words)
-    try:
-        code = process.wait(max(deadline - time.monotonic(), 0))
-    except subprocess.TimeoutExpired:
-        raise _timeout(name, words) from None
-    if code:
-        end = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
-        more = ", with a message on stderr, which is not shown" if has_message else ""
-        raise KeyMissingError(f"{name}: {end}{more}", hint=_hint(words))
-    return bytes(output)
-
-
-def _timeout(name: str, words: Sequence[str]) -> OpsError:
-    return KeyMissingError(f"{name}: no result within {SECONDS:g} s, ended", hint=_hint(words))
-
-
 def _hint(words: Sequence[str]) -> str:
     """Return how to find the cause; arguments may be secret, so the program alone is named."""
     return f"{shell_word(words[0])} ...  # run the command alone: its messages are shown there"
-
-
-@uninterrupted()
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a program that still runs, and what it has started."""
-    if process.poll() is not None:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_SECONDS)

@@ -6,9 +6,7 @@ If it jumps forward over the time, the run begins at once; if it is set back, th
 repeated: between two runs at least half a period elapses, by a clock that nothing sets.
 """
 
-import contextlib
 import json
-import signal
 import subprocess
 import tempfile
 import time
@@ -16,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sagewai_ops.process.child import end
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.schedule.times import Every
 
@@ -111,24 +110,12 @@ def run_once(words: Sequence[str]) -> Ended:
             code = process.wait()
         except BaseException as error:  # noqa: BLE001 - the caller raises it
             interruption = error
-            code = _end(process)
+            code = end(process, _END_SECONDS, alone=True)
         output.seek(0)
         document = _parse(output.read())
     if code < 0:
         code = _KILLED - code
     return Ended(code, time.monotonic() - began, document, interruption)
-
-
-@uninterrupted()
-def _end(process: "subprocess.Popen[bytes]") -> int:
-    """End a run as a signal ends it, and return its exit code."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    try:
-        return process.wait(_END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

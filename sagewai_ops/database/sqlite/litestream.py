@@ -12,13 +12,10 @@ import contextlib
 import json
 import os
 import re
-import resource
-import selectors
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -36,8 +33,15 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.free_space import require_free_bytes, usable_bytes
 from sagewai_ops.fs.given_files import is_routed, read_given_file
 from sagewai_ops.home.companions import NAME
+from sagewai_ops.process.child import (
+    OutputTooLongError,
+    TimedOutError,
+    child,
+    limit_files,
+    pipe_with,
+    read_streams,
+)
 from sagewai_ops.process.parent import parent_death_signal
-from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.text import printable, shell_word
 
 DEFAULT_CONFIGURATION = "/etc/litestream.yml"
@@ -51,7 +55,6 @@ _MOST_OUTPUT_BYTES = 16 * 1024 * 1024  # a plan has some 200 bytes for each file
 _MOST_CONFIGURATION_BYTES = 60 * 1024  # a pipe has space for 64 KiB
 _MOST_MESSAGE_CHARACTERS = 300
 _END_SECONDS = 2.0  # from SIGTERM to SIGKILL
-_POLL_SECONDS = 0.2
 _SECOND = timedelta(seconds=1)  # litestream writes times in seconds, rounded down
 _NAMES = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR")
 _PREFIXES = ("LITESTREAM_", "AWS_", "AZURE_", "GOOGLE_", "SSL_", "SSH_", "LC_")
@@ -439,23 +442,27 @@ def _run(
         RemoteError: It does not end in time, or prints too much; it has ended.
         InterruptedRunError: At a signal; it has ended.
     """
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(_pipe_with(content))
-        with uninterrupted():  # a signal must not lose the process
-            process = _start(program, arguments, environment, source, most_bytes)
-            stack.enter_context(process)
-            stack.callback(_end, process)
-        deadline = time.monotonic() + seconds
-        output, messages = _read(process, deadline, seconds)
-        try:  # it may have closed its output and still run
-            code = process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired as error:
-            raise _too_late(seconds) from error
-        return _Ended(code, output, messages.decode("utf-8", "replace"))
+    with pipe_with(content) as source:
 
+        def start() -> subprocess.Popen[bytes]:
+            return _start(program, arguments, environment, source, most_bytes)
 
-def _too_late(seconds: float) -> RemoteError:
-    return RemoteError(f"{NAME}: not ended within {seconds:g} s, ended")
+        try:
+            with child(start, end_seconds=_END_SECONDS) as process:
+                finished = read_streams(
+                    process,
+                    most_bytes=_MOST_OUTPUT_BYTES,
+                    most_message_bytes=_MOST_OUTPUT_BYTES,
+                    seconds=seconds,
+                )
+        except OutputTooLongError:
+            raise RemoteError(
+                f"{NAME}: prints more than {_MOST_OUTPUT_BYTES} bytes, ended"
+            ) from None
+        except TimedOutError:
+            raise RemoteError(f"{NAME}: not ended within {seconds:g} s, ended") from None
+    messages = finished.messages.decode("utf-8", "replace")
+    return _Ended(finished.code, finished.output, messages)
 
 
 def _start(
@@ -465,16 +472,12 @@ def _start(
     source: int,
     most_bytes: int | None,
 ) -> "subprocess.Popen[bytes]":
-    request = parent_death_signal(signal.SIGTERM)
-
-    soft, _hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limits = (limit for limit in (most_bytes, soft) if limit not in (None, resource.RLIM_INFINITY))
-    limit = min(limits, default=resource.RLIM_INFINITY)
+    request, limit = parent_death_signal(signal.SIGTERM), limit_files(most_bytes)
 
     def prepare() -> None:
         """Between fork and exec."""
         request()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        limit()
 
     try:
         return subprocess.Popen(
@@ -493,56 +496,3 @@ def _start(
         raise PermissionDeniedError(f"{program}: not executable") from error
     except OSError as error:
         raise UsageError(f"{program}: {(error.strerror or 'not started').lower()}") from error
-
-
-@contextlib.contextmanager
-def _pipe_with(content: bytes) -> Iterator[int]:
-    """Yield the end of a pipe with this content, of at most `_MOST_CONFIGURATION_BYTES`."""
-    reading, writing = os.pipe()
-    try:
-        try:
-            os.write(writing, content)
-        finally:
-            os.close(writing)
-        yield reading
-    finally:
-        os.close(reading)
-
-
-def _read(
-    process: "subprocess.Popen[bytes]", deadline: float, seconds: float
-) -> tuple[bytes, bytes]:
-    output, messages = bytearray(), bytearray()
-    with selectors.DefaultSelector() as selector:
-        for stream, kept in ((process.stdout, output), (process.stderr, messages)):
-            assert stream is not None
-            selector.register(stream, selectors.EVENT_READ, kept)
-        while selector.get_map():
-            # Another process that it started can keep its output open.
-            has_ended = process.poll() is not None
-            ready = selector.select(0 if has_ended else _POLL_SECONDS)
-            if has_ended and not ready:
-                break
-            for key, _events in ready:
-                piece = os.read(key.fd, 64 * 1024)
-                if piece:
-                    key.data.extend(piece)
-                else:
-                    selector.unregister(key.fileobj)
-            if len(output) + len(messages) > _MOST_OUTPUT_BYTES:
-                raise RemoteError(f"{NAME}: prints more than {_MOST_OUTPUT_BYTES} bytes, ended")
-            if time.monotonic() >= deadline:
-                raise _too_late(seconds)
-    return bytes(output), bytes(messages)
-
-
-@uninterrupted()
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a litestream that still runs."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_END_SECONDS)
