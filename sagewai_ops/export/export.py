@@ -13,9 +13,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from sagewai_ops.database.postgres.transaction import current_transaction, is_committed
 from sagewai_ops.database.sqlite.in_use import require_unused
@@ -96,8 +97,13 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Work:
-    """The state of one run; its report is filled in as the run proceeds."""
+class Work:
+    """The state of one run; its report is filled in as the run proceeds.
+
+    Attributes:
+        copy: The frozen copy.
+        path: Of the report; None for none.
+    """
 
     home: Home
     url: PostgresUrl
@@ -147,12 +153,12 @@ def export(
             recording(home, is_rehearsal=options.purpose != MOVE or options.allow_live) as recorded,
             copy_directory(home, options.work_dir, options.keep) as place,
         ):
-            work = _Work(home, url, options, place / "copy.db", path, recorded, report, progress)
+            work = Work(home, url, options, place / "copy.db", path, recorded, report, progress)
             try:
-                _run(work)
+                run_export(work, _export)
             finally:
                 if report.committed:
-                    _record_server(work)
+                    record_server(work)
                 finish_report(report, path)
     except InterruptedRunError:
         if not report.committed:
@@ -164,7 +170,7 @@ def export(
     return report
 
 
-def _record_server(work: _Work) -> None:
+def record_server(work: Work) -> None:
     """Record in the home where its database is; after a commit, a refusal is a warning."""
     try:
         work.recording.complete()
@@ -174,11 +180,15 @@ def _record_server(work: _Work) -> None:
         )
 
 
-def _run(work: _Work) -> None:
-    """Run the export, and record its error in the report."""
+def run_export(work: Work, action: Callable[[Work], Coroutine[Any, Any, None]]) -> None:
+    """Run an export, and record its error in the report.
+
+    Raises:
+        OpsError: As `export`.
+    """
     report, database = work.report, work.home.database
     try:
-        run_interruptibly(_export, work)
+        run_interruptibly(action, work)
     except sqlite3.Error as error:
         report.error = f"database {database}: {error}"
         raise DamagedError(report.error, hint="sagewai-ops db check") from error
@@ -195,7 +205,7 @@ def _run(work: _Work) -> None:
         raise
 
 
-def _find_outcome(work: _Work, lost: UnknownOutcomeError) -> RemoteError:
+def _find_outcome(work: Work, lost: UnknownOutcomeError) -> RemoteError:
     """Ask the server what became of the commit; return the error that states it."""
     target, committed = work.report.target, None
     reason = lost.message
@@ -218,34 +228,34 @@ def _find_outcome(work: _Work, lost: UnknownOutcomeError) -> RemoteError:
     return RemoteError(f"{target}: {reason}; nothing was changed")
 
 
-async def _export(work: _Work) -> None:
+async def _export(work: Work) -> None:
     report, purpose = work.report, work.options.purpose
     helpers = {PLAN: 0, VERIFY: 1}.get(purpose, 1 + work.options.compare)
     session: Session | None = None
     whole = True
     async with (
-        _copying(work.home.database, work.copy, work.progress) as copied,
+        copying(work.home.database, work.copy, work.progress) as copied,
         start_workers(work.copy, helpers) as workers,
     ):
         try:
             async with open_session(work.url, purpose) as session:
                 report.server, report.migrated = session.version, session.migrated
-                with _timed(report, "freeze"):
+                with timed(report, "freeze"):
                     await copied
-                plan = await _plan(work, session)
-                _warn(work, session)
+                plan = await plan_tables(work, session)
+                warn(work, session)
                 if purpose == PLAN:
                     await _check(work, plan, session)
                 elif purpose == VERIFY:
                     await _verify(work, plan, session, workers)
                 else:
                     whole = await _move(work, plan, session, workers)
-                    report.cut_over = _cut_over(work) if session.keep else ()
+                    report.cut_over = cut_over_of(work) if session.keep else ()
             if not whole:
-                await _explain(work)
+                await explain(work)
         except RefusedByServerError as error:
             if work.options.policy == FAIL:
-                await _explain(work)
+                await explain(work)
             if not report.open_findings:
                 refusal = Finding(error.table, error.constraint, "server", error.message, 1)
                 report.findings, report.open_findings = (*report.findings, refusal), (refusal,)
@@ -253,14 +263,14 @@ async def _export(work: _Work) -> None:
             # Perhaps a value that the server accepts and does not return unchanged.
             if purpose != MOVE or work.options.policy != FAIL:
                 raise
-            await _explain(work)
+            await explain(work)
             if not report.open_findings:
                 raise
         finally:
             report.committed = session is not None and session.committed
 
 
-async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> bool:
+async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> bool:
     """Send everything, or nothing.
 
     Returns:
@@ -269,7 +279,7 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
     report, options = work.report, work.options
     reader, comparer = workers[0], workers[1] if options.compare else None
     if options.policy != FAIL:
-        plan = await _settle(work, plan, session)
+        plan = await settle_values(work, plan, session)
         if report.open_findings:
             return True
     await reader.begin(plan, stream=True)
@@ -277,36 +287,36 @@ async def _move(work: _Work, plan: Plan, session: Session, workers: tuple[Worker
         await comparer.begin(plan, stream=False)
     if options.policy == FAIL:
         # The reader already encodes while the constraints are checked.
-        report.findings = report.open_findings = await _find(work, plan, session)
+        report.findings = report.open_findings = await find_violations(work, plan, session)
         if report.open_findings:
             return True
     await load_tables(session, reader, comparer, plan, report, work.progress)
     if report.open_findings:
         return options.policy != FAIL
-    with _timed(report, "learnings"):
+    with timed(report, "learnings"):
         report.learnings = await learnings.copy_learnings(
             work.copy, options.learnings, session.connection, progress=work.progress
         )
     if report.learnings.findings and options.policy == FAIL:
         report.findings = report.open_findings = tuple(report.learnings.findings)
         return True
-    await _begin_commit(work, session)
+    await begin_commit(work, session)
     session.keep = True
     return True
 
 
-async def _begin_commit(work: _Work, session: Session) -> None:
+async def begin_commit(work: Work, session: Session) -> None:
     """Write down which transaction moves the tables, as the last step before its commit."""
     transaction = await current_transaction(session.connection)
     work.recording.write(Journal(transaction, record_of(work.url, os.environ)))
 
 
-async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
+async def find_violations(work: Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
     """Check the constraints between rows; if one is violated, check every value too.
 
     Otherwise single values are checked by the reading process and the server during the copy.
     """
-    with _timed(work.report, "check"), open_copy(work.copy) as source:
+    with timed(work.report, "check"), open_copy(work.copy) as source:
         validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
@@ -314,10 +324,10 @@ async def _find(work: _Work, plan: Plan, session: Session) -> tuple[Finding, ...
         return tuple(await validator.check_all() if found else ())
 
 
-async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
+async def settle_values(work: Work, plan: Plan, session: Session) -> Plan:
     """Repair or refuse, and write down what was: before anything is sent."""
     report, policy = work.report, work.options.policy
-    with _timed(report, "check"), open_copy(work.copy, writable=True) as source:
+    with timed(report, "check"), open_copy(work.copy, writable=True) as source:
         validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
@@ -330,19 +340,34 @@ async def _settle(work: _Work, plan: Plan, session: Session) -> Plan:
                 f"table {AUDIT_TABLE}: {count} events are left out, and a chain that lacks one no"
                 " longer verifies as a whole"
             )
-        if settled.open or work.path is None or report.purpose != MOVE:
-            return settled.plan
-        if report.repaired:
-            report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
-            write_lines(Path(report.files["changes"]), repair_overlay.changes(source, plan))
-        if QUARANTINE in policy and report.findings:
-            report.files["refused"] = str(work.path.with_suffix(".refused.jsonl"))
-            lines = repair_overlay.everything_refused(source, plan)
-            report.refused = write_lines(Path(report.files["refused"]), lines)
+        if not settled.open:
+            write_settled(work, source, plan)
     return settled.plan
 
 
-async def _check(work: _Work, plan: Plan, session: Session) -> None:
+def write_settled(work: Work, source: sqlite3.Connection, plan: Plan) -> None:
+    """Write the repaired and the quarantined values of a move next to its report.
+
+    Args:
+        source: The frozen copy.
+        plan: As it was before the repairs.
+
+    Raises:
+        NoSpaceError, PermissionDeniedError, OpsError: They cannot be written.
+    """
+    report = work.report
+    if work.path is None or report.purpose != MOVE:
+        return
+    if report.repaired:
+        report.files["changes"] = str(work.path.with_suffix(".changes.jsonl"))
+        write_lines(Path(report.files["changes"]), repair_overlay.changes(source, plan))
+    if QUARANTINE in work.options.policy and report.findings:
+        report.files["refused"] = str(work.path.with_suffix(".refused.jsonl"))
+        lines = repair_overlay.everything_refused(source, plan)
+        report.refused = write_lines(Path(report.files["refused"]), lines)
+
+
+async def _check(work: Work, plan: Plan, session: Session) -> None:
     """Find all that would stop the export, rows of learnings that it would omit included."""
     await _check_tables(work, plan, session)
     report, choice = work.report, work.options.learnings
@@ -350,9 +375,9 @@ async def _check(work: _Work, plan: Plan, session: Session) -> None:
     report.open_findings = (*report.open_findings, *report.learnings.findings)
 
 
-async def _check_tables(work: _Work, plan: Plan, session: Session) -> None:
+async def _check_tables(work: Work, plan: Plan, session: Session) -> None:
     report = work.report
-    with _timed(report, "check"), open_copy(work.copy) as source:
+    with timed(report, "check"), open_copy(work.copy) as source:
         validator = Validator(
             source, plan, session.tables, session.connection, progress=work.progress
         )
@@ -360,12 +385,12 @@ async def _check_tables(work: _Work, plan: Plan, session: Session) -> None:
     report.estimate_seconds = report.stages["check"] * MOVE_PER_CHECK
 
 
-async def _verify(work: _Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> None:
+async def _verify(work: Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> None:
     report = work.report
     report.findings = plan.findings
     if work.options.policy != FAIL:
         # The same repairs and refusals as before, so that the same rows are compared.
-        plan = await _settle(work, plan, session)
+        plan = await settle_values(work, plan, session)
         report.open_findings = ()
     choice = work.options.learnings
     report.learnings = await learnings.verify(work.copy, choice, session.connection)
@@ -374,17 +399,18 @@ async def _verify(work: _Work, plan: Plan, session: Session, workers: tuple[Work
     await verify(session, comparer, plan, report, work.progress)
 
 
-async def _explain(work: _Work) -> None:
+async def explain(work: Work) -> None:
     """Find out which rows the server meant; it names one at most, and some it does not name."""
     compared = work.report.tables
     async with open_session(work.url, PLAN) as session:
-        plan = await _plan(work, session)
+        plan = await plan_tables(work, session)
         await _check_tables(work, plan, session)
     if not work.report.open_findings:
         work.report.tables = compared
 
 
-async def _plan(work: _Work, session: Session) -> Plan:
+async def plan_tables(work: Work, session: Session) -> Plan:
+    """Match the tables of the frozen copy with the target's, and add them to the report."""
     report = work.report
     with open_copy(work.copy) as source:
         source.text_factory = str
@@ -400,7 +426,8 @@ def _tables(plan: Plan) -> list[TableReport]:
 
 
 @contextmanager
-def _timed(report: Report, stage: str) -> Iterator[None]:
+def timed(report: Report, stage: str) -> Iterator[None]:
+    """Add the seconds of the block to a stage of the report."""
     started = time.monotonic()
     try:
         yield
@@ -409,7 +436,7 @@ def _timed(report: Report, stage: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _copying(
+async def copying(
     database: Path, copy: Path, progress: Progress | None
 ) -> AsyncIterator[asyncio.Task[object]]:
     """Make the frozen copy while the block runs; leaving the block early stops the copy."""
@@ -433,7 +460,8 @@ async def _copying(
             copying.exception()  # mark as retrieved, whether or not the block awaited it
 
 
-def _warn(work: _Work, session: Session) -> None:
+def warn(work: Work, session: Session) -> None:
+    """Add warnings about a source or a target that is in use."""
     warnings = work.report.warnings
     if session.others:
         warnings.append(
@@ -444,7 +472,8 @@ def _warn(work: _Work, session: Session) -> None:
         warnings.append("a live home was copied: what it writes from here on is not moved")
 
 
-def _cut_over(work: _Work) -> tuple[str, ...]:
+def cut_over_of(work: Work) -> tuple[str, ...]:
+    """Return the next steps after the commit."""
     count = sum(table.rows for table in work.report.learnings.tables)
     bare = dataclasses.replace(work.url, password=None)
     schedules = find_schedules(os.environ)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres.connection import bounded, first_line
@@ -84,9 +85,7 @@ async def load_tables(
         DifferenceError: The target differs from its source.
         RefusedByServerError: The server refused rows.
     """
-    import asyncpg
-
-    try:
+    with refusals_of_rows():
         if comparer is None:
             await _load(session, reader, None, plan, report, progress)
         else:
@@ -94,6 +93,15 @@ async def load_tables(
                 session.connection, comparer, plan, progress=progress
             ) as comparison:
                 await _load(session, reader, comparison, plan, report, progress)
+
+
+@contextmanager
+def refusals_of_rows() -> Iterator[None]:
+    """Turn the server's errors about rows inside the block into `RefusedByServerError`."""
+    import asyncpg
+
+    try:
+        yield
     except asyncpg.PostgresError as error:
         if str(error.sqlstate)[:2] not in _ROW_CLASSES:
             raise
@@ -111,7 +119,7 @@ async def _load(
     connection = session.connection
     started = time.monotonic()
     await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
-    deferred = await _defer_indexes(session, plan)
+    deferred = await defer_indexes(session, plan)
     truncated = await _truncate_large(session, plan)
     # A trigger may change rows that were compared: then all are read back after the last table.
     at_once = comparison is not None and await connection.fetchval(_NO_TRIGGERS)
@@ -145,10 +153,10 @@ async def _load(
             for planned in plan.tables:
                 await comparison.read_back(planned)
         # The remaining blocks are compared without the server.
-        await asyncio.gather(comparison.finish(), _analyze(session, plan))
+        await asyncio.gather(comparison.finish(), analyze(session, plan))
         await check_results(comparison, report, "nothing was changed")
     else:
-        await _analyze(session, plan)
+        await analyze(session, plan)
     report.stages["compare"] = time.monotonic() - started
 
 
@@ -186,7 +194,7 @@ async def check_results(
             )
 
 
-async def _defer_indexes(session: Session, plan: Plan) -> DeferredIndexes:
+async def defer_indexes(session: Session, plan: Plan) -> DeferredIndexes:
     """Drop the indexes of large tables; keep all of them if other objects depend on one."""
     import asyncpg
 
@@ -243,7 +251,7 @@ def _large(plan: Plan) -> list[str]:
     return [table.name for table in plan.tables if table.rows >= DEFERRED_ROWS]
 
 
-async def _analyze(session: Session, plan: Plan) -> None:
+async def analyze(session: Session, plan: Plan) -> None:
     """Analyze the columns that queries select by; autovacuum analyzes the others."""
     searched = {
         table.name: ", ".join(map(quoted, sorted(session.tables[table.name].searched)))

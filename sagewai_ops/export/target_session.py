@@ -49,7 +49,9 @@ SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
       AND c.relkind IN ('r', 'p')) AS managed
 """
 # Rows in their stored order.
-_SETTINGS = "SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0"
+SCAN_SETTINGS = (
+    "SET LOCAL synchronize_seqscans = off; SET LOCAL max_parallel_workers_per_gather = 0"
+)
 _OTHERS = f"""
 SELECT {SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity
 WHERE datname = pg_catalog.current_database() AND backend_type = 'client backend'
@@ -130,13 +132,13 @@ async def open_session(url: PostgresUrl, purpose: str) -> AsyncIterator[Session]
             is_ready = [row[0] for row in rows] == [HEAD]
         if is_ready:
             session = Session(connection, about["version"], migrated=False)
-            await connection.execute(_SETTINGS)
+            await connection.execute(SCAN_SETTINGS)
             session.tables = await read_tables(connection)
             is_ready = all(table.owned for table in session.tables.values())
             if is_ready or purpose == VERIFY:
                 await _lock(session, purpose, url)
                 yield session
-                await _end(session)
+                await end_session(session)
                 return
     async with _open_migrated(url, purpose) as session:
         yield session
@@ -158,13 +160,13 @@ async def _open_migrated(url: PostgresUrl, purpose: str) -> AsyncIterator[Sessio
         heads = migrate_postgres.check_position(found, HEAD, down=False)
         _check_empty(found.position.state, heads, purpose, url)
         await alembic_runner.migrate(outer, HEAD)
-        await connection.execute(_SETTINGS)
+        await connection.execute(SCAN_SETTINGS)
         session = Session(connection, found.version, migrated=True)
         session.tables = await read_tables(connection)
         await _lock(session, purpose, url)
         yield session
         await (outer.commit() if session.keep else outer.rollback())  # a savepoint
-        await _end(session)
+        await end_session(session)
 
 
 async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
@@ -253,7 +255,7 @@ def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: Postgres
         )
 
 
-async def _end(session: Session) -> None:
+async def end_session(session: Session) -> None:
     """Commit or roll back, and wait for the server's answer even after a signal.
 
     Without a signal it waits without a timeout, after one `COMMIT_SECONDS`.

@@ -13,7 +13,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
@@ -51,6 +51,7 @@ from sagewai_ops.restore import server_access
 from sagewai_ops.restore.access import AccessCounts
 from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.schema.postgres_ddl import CONSTRAINTS, SCHEMA
+from sagewai_ops.schema.postgres_objects import OBJECTS, move_objects
 from sagewai_ops.schema.postgres_replaced import ServerStep, has_schema
 from sagewai_ops.snapshots.server_database import ServerFacts, StoredTable
 from sagewai_ops.text import listed, printable
@@ -79,37 +80,6 @@ SELECT pg_catalog.current_schema()::text AS schema,
         AND pg_catalog.pg_has_role(r.oid, 'MEMBER')) AS is_powerful,
   ARRAY(SELECT e.extname::text FROM pg_catalog.pg_extension e) AS extensions,
   pg_catalog.pg_try_advisory_xact_lock($1) AS is_locked
-"""
-# The objects of a schema that is the current one, each with the command that moves it. Indexes,
-# constraints, owned sequences, row types and arrays move with their tables.
-_OBJECTS = """
-WITH here AS (
-  SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = pg_catalog.current_schema()
-), members AS (SELECT classid, objid FROM pg_catalog.pg_depend WHERE deptype = 'e')
-SELECT 'TABLE' AS kind, c.oid::regclass::text AS name,
-  pg_catalog.pg_has_role(c.relowner, 'USAGE') AS owned, 1 AS place
-FROM pg_catalog.pg_class c JOIN here ON here.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND NOT EXISTS (SELECT 1 FROM members e
-  WHERE e.classid = 'pg_catalog.pg_class'::regclass::oid AND e.objid = c.oid)
-UNION ALL
-SELECT 'SEQUENCE', c.oid::regclass::text, pg_catalog.pg_has_role(c.relowner, 'USAGE'), 2
-FROM pg_catalog.pg_class c JOIN here ON here.oid = c.relnamespace
-WHERE c.relkind = 'S' AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d
-  WHERE d.classid = 'pg_catalog.pg_class'::regclass::oid AND d.objid = c.oid
-    AND d.deptype IN ('a', 'i', 'e'))
-UNION ALL
-SELECT 'TYPE', pg_catalog.format_type(t.oid, NULL), pg_catalog.pg_has_role(t.typowner, 'USAGE'), 3
-FROM pg_catalog.pg_type t JOIN here ON here.oid = t.typnamespace
-LEFT JOIN pg_catalog.pg_class c ON c.oid = t.typrelid
-WHERE (t.typtype IN ('e', 'd', 'r') OR t.typtype = 'c' AND c.relkind = 'c')
-  AND NOT EXISTS (SELECT 1 FROM members e
-    WHERE e.classid = 'pg_catalog.pg_type'::regclass::oid AND e.objid = t.oid)
-UNION ALL
-SELECT 'ROUTINE', p.oid::regprocedure::text, pg_catalog.pg_has_role(p.proowner, 'USAGE'), 4
-FROM pg_catalog.pg_proc p JOIN here ON here.oid = p.pronamespace
-WHERE NOT EXISTS (SELECT 1 FROM members e
-  WHERE e.classid = 'pg_catalog.pg_proc'::regclass::oid AND e.objid = p.oid)
-ORDER BY 4, 2
 """
 
 
@@ -332,7 +302,7 @@ class ServerRestore(SnapshotSession):
         foreign = await connection.fetchrow(FOREIGN_CODE)
         if foreign:
             raise foreign_code_error(place, *foreign)
-        objects = await connection.fetch(_OBJECTS)
+        objects = await connection.fetch(OBJECTS)
         if objects and not replace:
             raise TargetBusyError(
                 f"{place}: not empty, {len(objects)} objects such as"
@@ -346,22 +316,14 @@ class ServerRestore(SnapshotSession):
                 hint="run it as the owner of the tables",
             )
         await connection.execute(f"CREATE SCHEMA {quoted(self.step.schema)}")
-        await self._move(connection, objects, self.step.schema)
+        await move_objects(connection, objects, self.step.schema)
         self.replaced = len(objects)
-
-    async def _move(
-        self, connection: Server, objects: Iterable[asyncpg.Record], target: str
-    ) -> None:
-        for item in objects:  # the server itself quoted the names
-            await connection.execute(
-                f"ALTER {item['kind']} {item['name']} SET SCHEMA {quoted(target)}"
-            )
 
     async def _move_back(self, kept: str) -> None:
         connection = self._connection
         assert connection is not None
         await connection.execute(f"SET LOCAL search_path = {quoted(kept)}, pg_temp")
-        await self._move(connection, await connection.fetch(_OBJECTS), self._schema)
+        await move_objects(connection, await connection.fetch(OBJECTS), self._schema)
         await connection.execute(f"DROP SCHEMA {quoted(kept)}")
 
     async def _execute(self, text: str) -> None:
