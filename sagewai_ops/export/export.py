@@ -18,7 +18,11 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.postgres.transaction import current_transaction, is_committed
+from sagewai_ops.database.postgres.transaction import (
+    UnknownOutcomeError,
+    current_transaction,
+    is_committed,
+)
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.sqlite.online_copy import copy_database
 from sagewai_ops.database.url import PostgresUrl
@@ -50,7 +54,6 @@ from sagewai_ops.export.target_session import (
     PLAN,
     VERIFY,
     Session,
-    UnknownOutcomeError,
     open_session,
 )
 from sagewai_ops.export.validate import repair_overlay

@@ -6,7 +6,6 @@ is refused before anything is sent. The transaction is committed only if the cal
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.postgres.sessions import SESSION_COLUMNS, ServerSession
-from sagewai_ops.database.postgres.transaction import lost_connection_errors
+from sagewai_ops.database.postgres.transaction import wait_for_commit
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     LockedError,
     OpsError,
     PermissionDeniedError,
-    RemoteError,
     SchemaBehindError,
     TargetBusyError,
 )
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     import asyncpg
 
 MOVE, PLAN, VERIFY = "move", "plan", "verify"
-
-COMMIT_SECONDS = 10.0  # for the server's answer to a commit, after a signal
-LOST = "connection lost during the commit"
 
 _ABOUT = """
 SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,
@@ -76,10 +71,6 @@ WHERE l.locktype = 'relation' AND l.granted AND l.pid <> pg_catalog.pg_backend_p
     WHERE n.nspname = pg_catalog.current_schema())
 ORDER BY 1 LIMIT 1
 """
-
-
-class UnknownOutcomeError(RemoteError):
-    """The connection was lost during the commit: only the server knows its outcome."""
 
 
 @dataclass(slots=True)
@@ -256,10 +247,7 @@ def _check_empty(state: str, heads: tuple[str, ...], purpose: str, url: Postgres
 
 
 async def end_session(session: Session) -> None:
-    """Commit or roll back, and wait for the server's answer even after a signal.
-
-    Without a signal it waits without a timeout, after one `COMMIT_SECONDS`.
-    """
+    """Commit or roll back, and wait for the server's answer even after a signal."""
     if session.keep:
         await _commit(session, session.connection.execute("COMMIT;"))
     else:
@@ -267,22 +255,5 @@ async def end_session(session: Session) -> None:
 
 
 async def _commit(session: Session, committing: Awaitable[object]) -> None:
-    running = asyncio.ensure_future(committing)
-    limit: float | None = None
-    while not running.done():
-        try:
-            await asyncio.wait({running}, timeout=limit)
-        except asyncio.CancelledError:
-            limit = COMMIT_SECONDS
-            # Since 3.11 a task counts its cancellations, and later timeouts evaluate the count.
-            getattr(asyncio.current_task(), "uncancel", int)()
-        else:
-            if not running.done():
-                session.connection.terminate()
-                running.cancel()
-                raise UnknownOutcomeError(LOST)
-    try:
-        running.result()
-        session.committed = True
-    except lost_connection_errors() as error:
-        raise UnknownOutcomeError(LOST) from error
+    await wait_for_commit(session.connection, committing)
+    session.committed = True

@@ -28,7 +28,7 @@ from sagewai_ops.database.postgres.connection import (
 from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.postgres.sessions import describe_sessions, find_sessions
 from sagewai_ops.database.postgres.snapshot_session import SETTINGS, SnapshotSession
-from sagewai_ops.database.postgres.transaction import lost_connection_errors
+from sagewai_ops.database.postgres.transaction import LOST, lost_connection_errors
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
@@ -65,7 +65,6 @@ _CHUNKS = 8  # pieces of members that wait for the server
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0  # for a server that closed the connection during the commit
 _RETRY_SECONDS = 0.5
-_LOST = "connection lost during the commit"
 _ABOUT = """
 SELECT pg_catalog.current_schema()::text AS schema,
   pg_catalog.current_setting('server_encoding') AS encoding,
@@ -259,7 +258,7 @@ class ServerRestore(SnapshotSession):
         """
         if self._lost:
             raise RemoteError(
-                f"{self._url.display}: {_LOST}; home and database are as requested",
+                f"{self._url.display}: {LOST}; home and database are as requested",
                 hint="sagewai-ops status",
             )
 
@@ -403,7 +402,7 @@ class ServerRestore(SnapshotSession):
         try:
             status = await connection.execute("COMMIT")
         except lost_connection_errors() as error:
-            raise ConnectionError(_LOST) from error
+            raise ConnectionError(LOST) from error
         except asyncpg.PostgresError as error:
             raise OpsError(f"{self._url.display}: not committed, {error.args[0]}") from error
         if status != "COMMIT":

@@ -112,6 +112,7 @@ async def upgrade(
         PermissionDeniedError: Privileges are missing; nothing was tried.
         DifferenceError: Rows would have been lost or added, or the schema differs from its
             revision; nothing was changed.
+        UnknownOutcomeError: The connection was lost during the commit.
         OpsError: The server reported an error; nothing was changed.
     """
     async with _locked(url, wait_seconds) as connection, connection.begin():

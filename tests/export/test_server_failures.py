@@ -20,9 +20,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from cut_connection import COMMIT, cutting, signal_self
 from postgres_server import Server
 from program import COMMAND, PATIENCE_SECONDS
 from sagewai_ops.database.postgres import connection as postgres_connection
+from sagewai_ops.database.postgres import transaction
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
@@ -57,7 +59,6 @@ from targets import (
 )
 
 KILLS = 20
-COMMIT = b"COMMIT;"
 OURS = "application_name = 'sagewai-ops'"
 # For each line on stdin a child of its own exports, and is killed at the end of the stage that the
 # line names, or after so many seconds.
@@ -260,7 +261,7 @@ def test_a_signal_ends_the_wait_for_a_commit_without_an_answer(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while, with the same message as when the connection breaks."""
-    monkeypatch.setattr(target_session, "COMMIT_SECONDS", 0.2)
+    monkeypatch.setattr(transaction, "COMMIT_SECONDS", 0.2)
     url = url_of(postgres, at_head(postgres))
     over = threading.Event()
 
@@ -618,61 +619,6 @@ def dying(home: Home) -> Iterator[Callable[[str], int]]:
 
         yield die
         output.close()
-
-
-@contextlib.contextmanager
-def cutting(
-    server: Server, end: int | bytes, instead: Callable[[], None] | None = None
-) -> Iterator[int]:
-    """Listen on a port, pass everything on to the server, and hang up at some point.
-
-    Args:
-        end: Behind so many bytes, or before the first piece with these in it.
-        instead: Called at that point; then everything goes on.
-    """
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        client, _ = listener.accept()
-        with client, socket.create_connection(("127.0.0.1", server.port)) as upstream:
-            back = threading.Thread(target=pour, args=(upstream, client))
-            back.start()
-            with contextlib.suppress(OSError):
-                forward(client, upstream)
-            for each in (client, upstream):
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
-            back.join()
-
-    def forward(client: socket.socket, upstream: socket.socket) -> None:
-        left = end if isinstance(end, int) else sys.maxsize
-        while left > 0 and (content := client.recv(min(left, 65536))):
-            if isinstance(end, bytes) and end in content:
-                if not instead:
-                    return
-                instead()
-            upstream.sendall(content)
-            left -= len(content)
-
-    def pour(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while content := source.recv(65536):
-                target.sendall(content)
-            target.shutdown(socket.SHUT_RDWR)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        thread.join()
-        listener.close()
-
-
-def signal_self() -> None:
-    """Ask this process to end, as `kill` does, and leave it the time to notice."""
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
 
 import schema_catalogs
+from cut_connection import COMMIT, cutting, signal_self
 from postgres_server import Server
 from program import PATIENCE_SECONDS
 from sagewai_ops.database import url as database_url
@@ -22,10 +24,12 @@ from sagewai_ops.errors import (
     LockedError,
     OpsError,
     PermissionDeniedError,
+    RemoteError,
     SchemaAheadError,
     SchemaBehindError,
     UsageError,
 )
+from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.schema import alembic_runner, migrate_postgres, postgres_server, rehearse_postgres
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.revision_graph import revisions as all_revisions
@@ -361,6 +365,31 @@ def test_killed_upgrade_changes_nothing(at: At, postgres: Server) -> None:
         time.sleep(0.05)
     assert _catalog(url) == schema_catalogs.postgres("002_sandbox_requirements")
     assert asyncio.run(migrate_postgres.upgrade(url)).after == (HEAD,)
+
+
+def test_signal_at_the_commit_waits_for_it(at: At, postgres: Server) -> None:
+    """What the server did is reported: the upgrade is complete."""
+    url = at(MIDDLE)
+
+    with cutting(postgres, COMMIT, signal_self) as port:
+        through = replace(url, hosts=(("127.0.0.1", port),))
+        moved = run_interruptibly(migrate_postgres.upgrade, through)
+
+    assert moved.after == (HEAD,)
+    assert _catalog(url) == schema_catalogs.postgres(HEAD)
+
+
+def test_commit_without_an_answer_is_not_reported_as_rolled_back(at: At, postgres: Server) -> None:
+    """Only the server knows its outcome."""
+    url = at(MIDDLE)
+
+    with (
+        cutting(postgres, COMMIT) as port,
+        pytest.raises(RemoteError, match="during the commit: committed or not, unknown") as raised,
+    ):
+        asyncio.run(migrate_postgres.upgrade(replace(url, hosts=(("127.0.0.1", port),))))
+
+    assert raised.value.hint.startswith("sagewai-ops db check")
 
 
 def test_role_without_create_is_refused_before_anything(

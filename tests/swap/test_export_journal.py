@@ -268,12 +268,12 @@ def test_lost_answer_to_the_commit_is_found_out(
     async def lose(session: object, committing: object) -> None:
         await _COMMIT(session, committing)  # type: ignore[arg-type]
         session.committed = False  # type: ignore[attr-defined]
-        raise target_session.UnknownOutcomeError(target_session.LOST)
+        raise transaction.UnknownOutcomeError(transaction.LOST)
 
     async def cut(session: target_session.Session, committing: object) -> None:
         committing.close()  # type: ignore[attr-defined]
         session.connection.terminate()
-        raise target_session.UnknownOutcomeError(target_session.LOST)
+        raise transaction.UnknownOutcomeError(transaction.LOST)
 
     database = at_head(postgres)
     monkeypatch.setattr(target_session, "_commit", cut)

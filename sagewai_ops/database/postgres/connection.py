@@ -187,6 +187,7 @@ async def open_transaction(
         readonly: The server refuses changes.
 
     Raises:
+        UnknownOutcomeError: The connection was lost during the commit.
         OpsError: It cannot be opened, or the server reported an error inside the block.
     """
     import asyncpg
@@ -199,7 +200,7 @@ async def open_transaction(
             await pin_settings(url, connection)
             yield connection
             if not connection.is_closed() and connection.is_in_transaction():
-                await transaction.commit()
+                await _commit(url, connection, readonly=readonly)
         except asyncio.CancelledError:
             connection.terminate()  # the server rolls back
             raise
@@ -211,6 +212,24 @@ async def open_transaction(
             raise
         finally:
             await _close(connection)
+
+
+async def _commit(
+    url: PostgresUrl, connection: asyncpg.Connection[asyncpg.Record], *, readonly: bool
+) -> None:
+    from sagewai_ops.database.postgres.transaction import UnknownOutcomeError, wait_for_commit
+
+    committing = connection.execute("COMMIT;")
+    if readonly:
+        await committing
+        return
+    try:
+        await wait_for_commit(connection, committing)
+    except UnknownOutcomeError as error:
+        raise UnknownOutcomeError(
+            f"{url.display}: {error.message}: committed or not, unknown",
+            hint="sagewai-ops db check  # and run it again",
+        ) from error
 
 
 async def open_connection(url: PostgresUrl) -> asyncpg.Connection[asyncpg.Record]:

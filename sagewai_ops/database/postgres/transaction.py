@@ -1,4 +1,4 @@
-"""The outcome of a transaction whose commit was not answered, by its number.
+"""Commit a transaction, and find the outcome of one whose commit was not answered, by its number.
 
 Numbers belong to the data of one server, so the identifier of that data is recorded with them, and
 the database, which could have been dropped since. Source: PostgreSQL manual, section 9.27,
@@ -7,17 +7,21 @@ the database, which could have been dropped since. Source: PostgreSQL manual, se
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import LockedError, UsageError
+from sagewai_ops.errors import LockedError, RemoteError, UsageError
 from sagewai_ops.process.signals import run_interruptibly
 
 if TYPE_CHECKING:
     import asyncpg
 
+COMMIT_SECONDS = 10.0  # for the server's answer to a commit, after a signal
+LOST = "connection lost during the commit"
 WAIT_SECONDS = 10.0  # for the end of a transaction whose client is gone
 _POLL_SECONDS = 0.1
 # A function that the role may not execute would end the transaction.
@@ -42,6 +46,10 @@ SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_locks l
 _STATUS = "SELECT pg_catalog.pg_xact_status($1::text::xid8)"
 
 
+class UnknownOutcomeError(RemoteError):
+    """The connection was lost during the commit: only the server knows its outcome."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerTransaction:
     """A transaction of a server.
@@ -55,6 +63,39 @@ class ServerTransaction:
     system: str
     database: str
     number: str
+
+
+async def wait_for_commit(
+    connection: asyncpg.Connection[asyncpg.Record], committing: Awaitable[object]
+) -> None:
+    """Commit, and wait for the server's answer even after a signal.
+
+    Without a signal it waits without a timeout, after one `COMMIT_SECONDS`.
+
+    Args:
+        committing: Sends the COMMIT and returns after the answer.
+
+    Raises:
+        UnknownOutcomeError: There was no answer.
+    """
+    running = asyncio.ensure_future(committing)
+    limit: float | None = None
+    while not running.done():
+        try:
+            await asyncio.wait({running}, timeout=limit)
+        except asyncio.CancelledError:
+            limit = COMMIT_SECONDS
+            # Since 3.11 a task counts its cancellations, and later timeouts evaluate the count.
+            getattr(asyncio.current_task(), "uncancel", int)()
+        else:
+            if not running.done():
+                connection.terminate()
+                running.cancel()
+                raise UnknownOutcomeError(LOST)
+    try:
+        running.result()
+    except lost_connection_errors() as error:
+        raise UnknownOutcomeError(LOST) from error
 
 
 def lost_connection_errors() -> tuple[type[Exception], ...]:
@@ -111,8 +152,6 @@ async def _identify(connection: asyncpg.Connection[asyncpg.Record]) -> str:
 async def _is_committed(
     url: PostgresUrl, transaction: ServerTransaction, wait_seconds: float
 ) -> bool | None:
-    import asyncio
-
     import asyncpg
 
     from sagewai_ops.database.postgres.connection import open_transaction
