@@ -20,6 +20,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
+from sagewai_ops.process.signals import describe_interruption
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.swap.pending import require_settled
 from sagewai_ops.text import shell_word
@@ -81,6 +82,7 @@ def init_home(
     with contextlib.ExitStack() as stack:
         if not dry_run:
             stack.enter_context(locks.exclusive(home.root, wait_seconds=wait_seconds))
+            describe_interruption("created files are complete, and a second run creates the others")
         swept = () if dry_run else tuple(_sweep(home))
         for part in PARTS:
             if (home.root / part).is_dir():

@@ -6,6 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from program import COMMAND, Answer, call, run
 from small_homes import everything_of
 
@@ -70,6 +72,22 @@ def test_a_home_in_proc_exits_10_or_14(tmp_path: Path) -> None:
 
     assert answer.code in (10, 14)
     assert "error: /proc/home: " in answer.err
+
+
+def test_an_interruption_reports_what_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The home is kept as far as it was made, and the next run completes it."""
+    monkeypatch.setattr(
+        "sagewai_ops.operations.init.create_database",
+        lambda _path: os.kill(os.getpid(), signal.SIGTERM),
+    )
+
+    answer = call("--home", tmp_path / "home", "init")
+
+    assert answer.code == 128 + signal.SIGTERM
+    assert "created files are complete, and a second run creates the others" in answer.err
+    assert (tmp_path / "home/secrets/master.key").exists()
 
 
 def test_a_killed_run_is_completed_by_the_next(tmp_path: Path) -> None:
