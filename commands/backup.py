@@ -1,7 +1,7 @@
 """`backup`: take a verified snapshot of a home that may be in use."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.home.paths import Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import parse_place
 from sagewai_ops.text import shell_word, size
 

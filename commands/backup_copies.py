@@ -1,6 +1,6 @@
 """`backup --also`: copies of the new snapshot in other places, each with its own retention."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError
 from sagewai_ops.home.paths import Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import size
 
 from .retention_options import (  # noqa: TID251 - a neighbour

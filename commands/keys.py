@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
 from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.records import dataclass
 
 from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour

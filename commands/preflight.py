@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +12,7 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable, shell_word
 
 from .shared_options import (  # noqa: TID251 - a neighbour

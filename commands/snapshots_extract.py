@@ -1,6 +1,5 @@
 """`snapshots extract`: take files out of a snapshot."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.plan import plan_outcome
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour

@@ -1,6 +1,5 @@
 """`snapshots undelete`: restore the snapshots that a prune removed."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from sagewai_ops.cli.command import Outcome, Run, add_command
 from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,

@@ -6,7 +6,7 @@ mode keeps the whole message in memory, so `age_passphrase` implements that.
 
 import queue
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -16,6 +16,7 @@ from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, Ops
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.process.threads import Thread
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 AGE_MAGIC = b"age-encryption.org/v1\n"

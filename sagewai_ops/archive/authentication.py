@@ -8,10 +8,11 @@ import hmac
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sagewai_ops.archive.manifest import Header
+from sagewai_ops.records import dataclass
 
 MAC_BYTES = 32
 NO_MAC = bytes(MAC_BYTES)  # in the place of one: the writer had no key, or there is no predecessor

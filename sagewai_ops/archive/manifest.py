@@ -10,13 +10,14 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from sagewai_ops.archive.packed_list import PackedList
 from sagewai_ops.archive.validation import check_header, check_manifest, is_text
 from sagewai_ops.errors import DamagedError, SchemaAheadError
+from sagewai_ops.records import dataclass
 
 # The newest format that this program reads, and the one that it writes. Version 2 adds the
 # authentication and links that lead out of the home.

@@ -3,7 +3,6 @@
 import contextlib
 import hmac
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,6 +17,7 @@ from sagewai_ops.archive.repository_reader import open_repository
 from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import has_trees, is_remote
 
 _PIECE_BYTES = 1024 * 1024

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,6 +21,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.tar import END, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
+from sagewai_ops.records import dataclass
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read at once, so that a retry is cheap
 SEARCHED_BYTES = 256 * 1024  # settings and notes are shorter; searching more would take too long

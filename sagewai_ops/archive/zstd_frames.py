@@ -18,7 +18,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,6 +25,7 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.malloc import keep_large_blocks
 from sagewai_ops.process.threads import ThreadPool
+from sagewai_ops.records import dataclass
 
 FRAME_BYTES = 4 * 1024 * 1024  # of tar data in a frame; docs/format.md
 DEFAULT_LEVEL = 3

@@ -9,7 +9,7 @@ target has no new snapshot.
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption, Encryption
@@ -32,6 +32,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import has_trees, is_remote, tree_store
 from sagewai_ops.remote.read_back import BlockHashes, ReadBack, read_back
 from sagewai_ops.snapshots import cards, catalog

@@ -18,13 +18,13 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.home.paths import OWN_PREFIX
+from sagewai_ops.records import dataclass
 
 NAME = f"{OWN_PREFIX}tree.json"
 FULL_SECONDS = 7 * 24 * 3600

@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,6 +50,7 @@ from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.permissions.modes import directory_mode, file_mode
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _BLOCK_BYTES = 1024 * 1024

@@ -1,7 +1,7 @@
 """The options of a backup and its report."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from sagewai_ops.home.paths import DATABASE
 from sagewai_ops.home.state_files import document_damage, document_name, in_use
 from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.read_back import ReadBack
 from sagewai_ops.snapshots.database_check import Check, DatabaseReport
 from sagewai_ops.snapshots.omissions import Omission

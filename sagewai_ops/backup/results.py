@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.omissions import OmittedEntry
 from sagewai_ops.snapshots.prune import (

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,6 +71,7 @@ from sagewai_ops.keys.candidates import (
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
     DatabaseReport,

@@ -11,7 +11,7 @@ import fnmatch
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from sagewai_ops.home.paths import (
     Kind,
     kind_of,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.member_paths import EXTERNAL, EXTERNAL_HOME, SERVER_DIRECTORY
 from sagewai_ops.snapshots.omissions import Omission, Reason
 from sagewai_ops.text import shell_word

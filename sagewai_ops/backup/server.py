@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.keys.locations import SealedValue
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY
 from sagewai_ops.snapshots.server_database import (
     ServerFacts,

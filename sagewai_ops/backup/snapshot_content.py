@@ -1,7 +1,7 @@
 """The content of a snapshot, as `snapshots show` reports it: from manifest and metadata file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
@@ -10,6 +10,7 @@ from sagewai_ops.archive.manifest import Entry
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.authenticity import Authenticity, require_origin
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.database_check import DatabaseFacts

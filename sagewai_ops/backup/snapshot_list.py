@@ -1,10 +1,10 @@
 """The result of `snapshots list`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.mirror import Mirror
 from sagewai_ops.snapshots.rebuild_cards import RebuildReport

@@ -13,7 +13,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
@@ -40,6 +40,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs.os_errors import from_os_error, is_directory_gone, output_error
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.process.signals import raise_on_signals
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 
 if TYPE_CHECKING:

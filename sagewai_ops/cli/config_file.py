@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from sagewai_ops.cli.variables import ACTING, FORMER_FLAGS
 from sagewai_ops.errors import UsageError
 from sagewai_ops.fs.beneath import OTHERS_WRITE
 from sagewai_ops.fs.given_files import decode_given, open_given_file
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import is_remote
 from sagewai_ops.text import shell_word
 

@@ -1,10 +1,10 @@
 """The result of `--dry-run`, for commands that have no plan with a shape of its own."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from sagewai_ops.cli.command import Outcome
 from sagewai_ops.cli.terminal import Terminal
+from sagewai_ops.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

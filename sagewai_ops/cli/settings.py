@@ -2,11 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.errors import OpsError, UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote, parse_place
 
 if TYPE_CHECKING:

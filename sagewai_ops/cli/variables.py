@@ -8,11 +8,11 @@ configuration file. docs/configuration.md describes this for users.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sagewai_ops.cli.settings import SNAPSHOTS_VARIABLE
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 
 PREFIX = "SAGEWAI_OPS_"
 # Accepted on the command line only. The last two lines select what a command does.

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from urllib.parse import quote, unquote, urlencode
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 
 VARIABLES = ("SAGEWAI_DATABASE_URL", "DATABASE_URL")  # in the order of Sagewai's server
 DEFAULT_PORT = 5432

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from sagewai_ops.errors import (
     RemoteError,
     TargetBusyError,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.store import TREE
 
 _OLDEST = (1, 2)

@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +18,7 @@ from sagewai_ops.errors import (
     PermissionDeniedError,
     RemoteError,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import REPOSITORY_VARIABLES, repository_address
 from sagewai_ops.remote.store import TREE
 from sagewai_ops.text import shell_word

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, PermissionDeniedError
@@ -25,6 +25,7 @@ from sagewai_ops.process.child import (
 )
 from sagewai_ops.process.parent import parent_death_signal
 from sagewai_ops.process.threads import is_ending
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 MOST_OUTPUT_BYTES = 64 * 1024 * 1024  # a list of 100,000 snapshots has some 40 MB

@@ -20,7 +20,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -33,6 +33,7 @@ from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import path_owners, resolve_given_path
 from sagewai_ops.fs.trust import is_trusted_directory
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import REPOSITORY_VARIABLES
 from sagewai_ops.remote.store import Deletion, ObjectFacts, Upload
 from sagewai_ops.text import shell_word

@@ -65,6 +65,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.home.server_record import PLACE, record_of
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.installed import find_schedules
 from sagewai_ops.swap.export_journal import Journal, Recording, recording, settle
 from sagewai_ops.text import shell_word
@@ -73,7 +74,7 @@ from sagewai_ops.text import shell_word
 MOVE_PER_CHECK = 3.0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Options:
     """The options of an export.
 
@@ -99,7 +100,7 @@ class Options:
     compare: bool = True
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """The state of one run; its report is filled in as the run proceeds.
 

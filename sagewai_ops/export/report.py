@@ -8,7 +8,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import resolve_given_path
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable, shell_word
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict, cast
 
 from sagewai_ops import __version__
@@ -12,6 +11,7 @@ from sagewai_ops.export.compare.rows import Difference
 from sagewai_ops.export.learnings.vector_rows import VectorCopy
 from sagewai_ops.export.mapping.findings import Finding, count_rows
 from sagewai_ops.export.sequences import SetSequence
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from sagewai_ops.export.compare.rows import Result

@@ -7,13 +7,13 @@ must leave the target unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.mapping.plan import Plan
 from sagewai_ops.export.mapping.target_catalog import TargetColumn, TargetTable
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

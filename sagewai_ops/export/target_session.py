@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
@@ -24,6 +24,7 @@ from sagewai_ops.errors import (
     TargetBusyError,
 )
 from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetTable, read_tables
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_server import OLDEST, check_encoding
 from sagewai_ops.schema.revision_graph import HEAD
 

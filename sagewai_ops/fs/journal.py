@@ -12,7 +12,6 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from sagewai_ops.errors import OpsError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import from_os_error, translate_os_errors
 from sagewai_ops.fs.trust import is_trusted, require_trusted_directory
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 FORMAT = "sagewai-ops/journal"

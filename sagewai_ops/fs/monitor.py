@@ -19,13 +19,13 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.given_files import resolve_given_path, route_given_files
+from sagewai_ops.records import dataclass
 
 _LENGTH = struct.Struct(">I")
 _FINISHED = "finished"

@@ -11,7 +11,6 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.home.companions import DISCARDED, companion_directory
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 DATABASE = "db/sagewai.db"

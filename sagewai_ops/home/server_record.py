@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import DATABASE, Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable, shell_word
 
 PLACE = "db/server.json"  # not in config/: a restore of that part alone would remove it

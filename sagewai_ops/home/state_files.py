@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import ADMIN_STATE, CONNECTIONS, LEGACY_PLACES, PROFILES, Home
+from sagewai_ops.records import dataclass
 
 ADMIN_STATE_NAME = "admin-state.json"
 CONNECTIONS_NAME = "connections.json"

@@ -17,7 +17,7 @@ import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sagewai_ops.errors import KeyMissingError, NotFoundError, PermissionDeniedError, UsageError
@@ -25,6 +25,7 @@ from sagewai_ops.fs import beneath
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.trust import owned_target
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 ENVIRONMENT = "SAGEWAI_MASTER_KEY"

@@ -11,7 +11,7 @@ import hmac
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.candidates import ENVIRONMENT, KEYRING, Candidate
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 _BEGIN = "-----BEGIN AGE ENCRYPTED FILE-----"

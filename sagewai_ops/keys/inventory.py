@@ -10,7 +10,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from sagewai_ops.keys.plaintext_secrets import (
     plain_in_database,
     plain_in_documents,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 SERVER = "server:"  # begins `where` and the project of values on a database server

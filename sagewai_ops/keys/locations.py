@@ -9,7 +9,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
@@ -21,6 +21,7 @@ from sagewai_ops.home.state_files import (
     PROFILES_NAME,
     document_name,
 )
+from sagewai_ops.records import dataclass
 
 PREFIX = "fernet:"
 

@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
@@ -23,6 +23,7 @@ from sagewai_ops.home.state_files import (
     document_name,
 )
 from sagewai_ops.keys.locations import CHANNEL_KEYS, CHANNEL_KIND, PREFIX, PROVIDER_KEYS, pointer
+from sagewai_ops.records import dataclass
 
 
 class Habit(str, Enum):

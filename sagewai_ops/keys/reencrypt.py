@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
@@ -21,6 +21,7 @@ from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.locations import COLUMNS, PREFIX, SealedValue
 from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 _TOKEN = re.compile(rb"fernet:[A-Za-z0-9_=-]+")
 _TIME = slice(1, 9)  # of a token's bytes: seconds since 1970, big-endian

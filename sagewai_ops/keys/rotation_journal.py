@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 
 from sagewai_ops.errors import OpsError
@@ -23,6 +23,7 @@ from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, MASTER_KEY, OWN_PREFIX, Home
 from sagewai_ops.keys.candidates import Candidate, key_from_bytes
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 DIRECTORY = f"{OWN_PREFIX}rotation"

@@ -11,7 +11,7 @@ import hmac
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.keys.candidates import KEY_CHARACTERS, Candidate
 from sagewai_ops.keys.locations import PREFIX, Role, SealedValue, in_database, in_documents
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from cryptography.fernet import Fernet

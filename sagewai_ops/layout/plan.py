@@ -10,7 +10,7 @@ changes nothing; `journal` executes plans.
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -29,6 +29,7 @@ from sagewai_ops.home.paths import (
 from sagewai_ops.layout.steps import Step, Steps
 from sagewai_ops.permissions.attributes import read_key_length
 from sagewai_ops.permissions.rules import KEY_CHARACTERS
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 # Variables that, when not empty, make Sagewai leave a legacy file where it is.

@@ -7,12 +7,12 @@ own, and removed after all other steps.
 
 import os
 import stat
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from sagewai_ops.home.paths import LEGACY_PLACES, OWN_PREFIX
 from sagewai_ops.permissions.rules import OTHERS, PRIVATE_FILE
+from sagewai_ops.records import dataclass
 
 PREFIX = f"{OWN_PREFIX}layout-"
 

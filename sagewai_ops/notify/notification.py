@@ -10,13 +10,13 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from sagewai_ops.errors import UsageError
 from sagewai_ops.notify.http import TIMEOUT_SECONDS, post
 from sagewai_ops.process.threads import Thread
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 _APPRISE_SECONDS = 30.0  # a mail server may greet slowly

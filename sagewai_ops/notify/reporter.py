@@ -10,7 +10,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sagewai_ops.notify.notification import (
     send,
 )
 from sagewai_ops.notify.prometheus import extract_figures, write_metrics
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 _MOST_URL_BYTES = 4096

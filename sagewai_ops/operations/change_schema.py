@@ -8,7 +8,7 @@ transaction, and backups are the server's.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sagewai_ops.home.paths import Home, require
 from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import migrate_postgres, rehearse_postgres, revision_graph, upgrade_sqlite
 from sagewai_ops.schema.results import (
     PostgresChange,

@@ -5,7 +5,6 @@ database within one read transaction. Plaintexts are dropped at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home, require
@@ -21,6 +20,7 @@ from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.plaintext_secrets import Plaintext
 from sagewai_ops.keys.trial_decryption import Opened, SealedReport, open_all
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.swap.pending import require_settled
 
 

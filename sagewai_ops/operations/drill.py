@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.process.signals import incomplete_step, mark_completed, uninterrupted
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.restore import RestoreReport, restore

@@ -8,7 +8,6 @@ PostgreSQL is installed on this machine; never an existing database. The restore
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.postgres.private_server import (
@@ -32,6 +31,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema.check_postgres import check_postgres
 from sagewai_ops.schema.migrate_postgres import Migration

@@ -9,7 +9,7 @@ run after a kill.
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from sagewai_ops.keys.candidates import Candidate, find_candidates, shown_source
 from sagewai_ops.keys.trial_decryption import SealedReport, try_keys
 from sagewai_ops.operations.drill_report import DrillFinding
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.revision_graph import HEAD

@@ -1,6 +1,5 @@
 """The report of a drill, and its result as the JSON has it."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.operations.drill_database import ServerDrill
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.restore import RestoreReport
 from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.upgrade_sqlite import Upgrade

@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -54,6 +54,7 @@ from sagewai_ops.operations.import_results import ImportedTable, ImportFiles, Im
 from sagewai_ops.operations.init import DATA_PARTS
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.access import count_other_fleet
 from sagewai_ops.restore.companions import companion_warnings
 from sagewai_ops.restore.compare_sqlite import compare_database

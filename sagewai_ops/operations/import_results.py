@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from sagewai_ops.export.mapping.findings import Finding
+from sagewai_ops.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

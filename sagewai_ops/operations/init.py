@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import open_regular
@@ -21,6 +20,7 @@ from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, PARTS, Home, layout_of
 from sagewai_ops.keys.candidates import find_candidates, fingerprint
 from sagewai_ops.process.signals import describe_interruption
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.swap.pending import require_settled
 from sagewai_ops.text import shell_word

@@ -7,7 +7,7 @@ database open, or if a directory is not writable. A second run changes nothing.
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -28,6 +28,7 @@ from sagewai_ops.layout import journal
 from sagewai_ops.layout.plan import Action, Item, Plan, plan_layout
 from sagewai_ops.layout.steps import Step, StepKind
 from sagewai_ops.process.procfs import describe
+from sagewai_ops.records import dataclass
 from sagewai_ops.swap import pending
 
 _STATE_NAME = "admin-state.json"

@@ -8,7 +8,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from sagewai_ops.permissions.verify import verify
 from sagewai_ops.process.procfs import describe
 from sagewai_ops.process.signals import incomplete_step, run_interruptibly
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.schema import rehearse_postgres
 from sagewai_ops.schema.check_postgres import check_postgres

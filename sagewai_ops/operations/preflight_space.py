@@ -2,13 +2,13 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import size_of
 from sagewai_ops.fs.free_space import free_bytes, nearest_existing, require_free_bytes
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home
 from sagewai_ops.operations.status import walk_sizes
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.text import shell_word
 

@@ -1,11 +1,11 @@
 """Complete or roll back whatever is pending on a home."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.fs.journal import Recovery
 from sagewai_ops.home.paths import Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.swap import pending
 from sagewai_ops.swap.pending import KINDS, Kind, Pending
 

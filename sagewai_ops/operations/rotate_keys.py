@@ -8,7 +8,7 @@ import base64
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
@@ -52,6 +52,7 @@ from sagewai_ops.keys.reencrypt import Reencryption, reencrypt_values
 from sagewai_ops.keys.rotation_journal import NEW_KEY, Journal
 from sagewai_ops.keys.trial_decryption import Unopened, open_all
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.mark import keep_former_key
 from sagewai_ops.swap import pending
 from sagewai_ops.swap.swap import kept_before

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.in_use import find_users
@@ -27,6 +27,7 @@ from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
 from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.process.procfs import Process
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.postgres_status import ServerStatus, read_server_status

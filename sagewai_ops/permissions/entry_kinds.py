@@ -3,7 +3,6 @@
 Nothing here reads a file: a kind follows from a path alone, and `scan` collects the facts.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 
 from sagewai_ops.home.companions import companion_directory
@@ -16,6 +15,7 @@ from sagewai_ops.home.paths import (
     Kind,
     kind_of,
 )
+from sagewai_ops.records import dataclass
 
 # Directories with secrets among other files: other users must not create files in them.
 GUARDED_DIRECTORIES = frozenset({*PARTS, "fleet"} - {"secrets", "data"})

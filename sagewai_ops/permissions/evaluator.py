@@ -4,7 +4,7 @@ import os
 import re
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home
@@ -18,6 +18,7 @@ from sagewai_ops.permissions.attributes import (
 from sagewai_ops.permissions.entry_kinds import EntryKind, Facts
 from sagewai_ops.permissions.findings import Finding
 from sagewai_ops.permissions.rules import RULES_BY_KIND
+from sagewai_ops.records import dataclass
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
 _UNKNOWN_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")

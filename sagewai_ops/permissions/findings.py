@@ -1,11 +1,11 @@
 """The findings of an inspection."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.permissions.entry_kinds import EntryKind, EntryState, Facts
 from sagewai_ops.permissions.rules import Rule, Severity
+from sagewai_ops.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from sagewai_ops.permissions.entry_kinds import EntryState
 from sagewai_ops.permissions.findings import Finding, Inspection
 from sagewai_ops.permissions.rules import PRIVATE_DIRECTORY, PRIVATE_FILE
 from sagewai_ops.permissions.undo_record import Change, read_record, write_record
+from sagewai_ops.records import dataclass
 
 # A descriptor opened with O_PATH needs no permission to read the file; through Linux's /proc the
 # calls that need a path accept it.

@@ -1,6 +1,6 @@
 """The results of `verify-perms` as its JSON has them: docs/json.md."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,7 @@ from sagewai_ops.permissions.repair import RepairReport
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.permissions.undo_record import Change, describe_change
 from sagewai_ops.permissions.verify import Verification
+from sagewai_ops.records import dataclass
 
 Root = Literal["home", "snapshots"]
 

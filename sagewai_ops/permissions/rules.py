@@ -11,7 +11,7 @@ other rules are warnings. docs/permissions.md explains each.
 
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from sagewai_ops.home.paths import LEGACY_MASTER_KEY, LEGACY_PLACES
@@ -22,6 +22,7 @@ from sagewai_ops.permissions.entry_kinds import (
     EntryState,
     Facts,
 )
+from sagewai_ops.records import dataclass
 
 PRIVATE_FILE = 0o600
 PRIVATE_DIRECTORY = 0o700

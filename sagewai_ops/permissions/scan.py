@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sagewai_ops.fs import beneath
@@ -40,6 +40,7 @@ from sagewai_ops.permissions.findings import Inspection, sort_key
 from sagewai_ops.permissions.path_walk import find_replaceable_step, resolution_steps
 from sagewai_ops.permissions.rules import ACCESSIBLE, OTHERS, WRITE_BY_OTHERS
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 
 _SNAPSHOT = re.compile(r"\.?sagewai-\d{8}T\d{6}Z-[0-9a-f]{6}\.")

@@ -5,7 +5,6 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.fs.trust import require_trusted_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.permissions.entry_kinds import EntryState
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 RECORD_SCHEMA = "sagewai-ops-permissions/1"

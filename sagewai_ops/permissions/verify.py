@@ -1,6 +1,5 @@
 """Verify the permissions of a home: inspect, repair on request, inspect again."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.home.paths import Home
@@ -9,6 +8,7 @@ from sagewai_ops.permissions.repair import RepairReport, apply_repairs, plan_rep
 from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.permissions.undo_record import Change
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

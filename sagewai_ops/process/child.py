@@ -14,9 +14,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.records import dataclass
 
 _PIECE_BYTES = 64 * 1024
 _POLL_SECONDS = 0.2  # between two looks whether it has ended with its output still open

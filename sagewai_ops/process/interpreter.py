@@ -7,11 +7,12 @@ it opens what the new process needs: the executable, the standard library and th
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import sagewai_ops
 from sagewai_ops.process.procfs import minimal_environment
+from sagewai_ops.records import dataclass
 
 _ROOT = os.fspath(Path(sagewai_ops.__file__).parents[1])
 _descriptors: list[int] = []

@@ -12,13 +12,13 @@ import pwd
 import signal
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.process import core_dumps
 from sagewai_ops.process.interpreter import keep_interpreter
 from sagewai_ops.process.parent import parent_death_signal
+from sagewai_ops.records import dataclass
 
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 _taken: list["Account"] = []

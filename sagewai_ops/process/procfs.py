@@ -9,10 +9,11 @@ import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+
+from sagewai_ops.records import dataclass
 
 _PROC = Path("/proc")
 _COMMAND_CHARACTERS = 200

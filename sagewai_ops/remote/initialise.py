@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sagewai_ops.errors import TargetBusyError
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.marker import (
     MARKER,
     already_initialised,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from sagewai_ops.errors import (
     SchemaAheadError,
     TargetBusyError,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.probe import Capabilities
 from sagewai_ops.text import printable, shell_word
 

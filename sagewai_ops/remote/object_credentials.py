@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping, Sized
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +23,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import Thread
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.object_client import connect, import_library
 from sagewai_ops.remote.object_credentials import find_credentials
 from sagewai_ops.remote.object_errors import translate_error

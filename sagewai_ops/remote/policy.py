@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 from sagewai_ops.errors import OpsError, PermissionDeniedError, RemoteError
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.store import Deletion, HasRetention
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.errors import DamagedError, UsageError
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

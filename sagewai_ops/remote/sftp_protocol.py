@@ -15,9 +15,9 @@ import stat
 import struct
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.records import dataclass
 
 VERSION = 3
 MOST_PACKET_BYTES = 256 * 1024  # SFTP_MAX_MSG_LENGTH of OpenSSH

@@ -7,8 +7,9 @@ answer for the server is an attacker: names, sizes and bytes are checked by the 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Sequence

@@ -10,7 +10,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sagewai_ops.fs import atomic
 from sagewai_ops.home.fleet import fleet_organisation
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import ADMIN_STATE_NAME, document_name, parse_document
+from sagewai_ops.records import dataclass
 
 _COUNT_FLEET = (
     "SELECT count(*) FROM workers WHERE org_id LIKE ?",

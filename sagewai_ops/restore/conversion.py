@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DamagedError, SchemaAheadError
@@ -23,6 +22,7 @@ from sagewai_ops.export.mapping.target_catalog import (
     TargetColumn,
     read_head_columns,
 )
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import applied, position_of
 from sagewai_ops.snapshots.server_database import ServerFacts, StoredTable

@@ -10,7 +10,6 @@ import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Entry, EntryType
@@ -23,6 +22,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.permissions.modes import directory_mode, file_mode
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.snapshots.member_paths import EXTERNAL
 

@@ -8,7 +8,6 @@ installs it where the home had it.
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from sagewai_ops.keys.candidates import (
 from sagewai_ops.keys.inventory import SERVER
 from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.keys.trial_decryption import SealedReport, Unopened, try_keys
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.plan import RestoreOptions, includes_secrets
 from sagewai_ops.snapshots.member_paths import EXTERNAL_KEY, is_within
 

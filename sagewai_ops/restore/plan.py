@@ -6,7 +6,7 @@ extracting the archive. Nothing is written.
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ from sagewai_ops.home.paths import (
 )
 from sagewai_ops.home.server_record import PLACE, read_server_record
 from sagewai_ops.process.privileges import own_account
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.companions import companion_warnings, plan_replica
 from sagewai_ops.restore.links import check_links
 from sagewai_ops.schema.postgres_replaced import replaced_schema
@@ -63,10 +64,9 @@ if TYPE_CHECKING:
 
 TargetState = Literal["absent", "empty", "not empty"]
 DatabaseCheck = Literal["recorded", "full"]
-# Never in a snapshot of this program: SQLite would apply a sidecar to the restored database, and
-# this program would use its own files.
 # The parts with which the database of a server is restored.
 _DATABASES = frozenset((DATABASE, DATABASE.partition("/")[0]))
+# Never in a snapshot: SQLite would apply a sidecar, and this program would use its own files.
 _NEVER_ARCHIVED = (Kind.SIDECAR, Kind.LOCK, Kind.OWN)
 
 

@@ -10,7 +10,6 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +26,7 @@ from sagewai_ops.keys.candidates import Candidate, rejected_key
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.permissions.modes import directory_mode
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.access import (
     AccessCounts,
     count_access,

@@ -1,11 +1,12 @@
 """The results of `restore` as its JSON has them: docs/json.md."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sagewai_ops.keys.trial_decryption import SealedReport
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.plan import DatabaseCheck, RestorePlan, TargetState
 from sagewai_ops.restore.restore import RestoreReport
 from sagewai_ops.snapshots.authenticity import Authenticity

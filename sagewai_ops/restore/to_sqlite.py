@@ -16,7 +16,7 @@ import re
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +33,7 @@ from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.records import dataclass
 from sagewai_ops.restore.compare_sqlite import Rows, compare_database, seconds_for
 from sagewai_ops.restore.conversion import (
     ConversionPlan,

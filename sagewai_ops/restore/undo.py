@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.companions import removal_note
 from sagewai_ops.home.paths import DATABASE, Home
 from sagewai_ops.home.server_record import resolve_database
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_replaced import has_schema, replaced_schema
 from sagewai_ops.swap import pending, swap
 

@@ -8,10 +8,11 @@ this one has.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.plan import NAME, File, Plan, parse_options
 from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_control
 

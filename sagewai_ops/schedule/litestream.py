@@ -6,11 +6,11 @@ They contain no secret: litestream reads credentials from its environment, syste
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.host import systemd_paths, systemd_word
 from sagewai_ops.schedule.plan import File
 from sagewai_ops.schedule.template import fill_template, flag, refuse_control

@@ -11,11 +11,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sagewai_ops.process.child import end
 from sagewai_ops.process.signals import uninterrupted
+from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.times import Every
 
 _CLOCK_SECONDS = 20.0  # between two looks at the clock, which can be set while we sleep

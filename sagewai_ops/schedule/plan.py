@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.template import refuse_control
 
 NAME = "sagewai-ops-backup"

@@ -6,10 +6,10 @@ the loop or the end of a run.
 """
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _TIME = re.compile(rf"(day|{'|'.join(_DAYS)})@([01]?[0-9]|2[0-3]):([0-5][0-9])")

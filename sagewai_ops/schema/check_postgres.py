@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.postgres.sessions import ServerSession
 from sagewai_ops.database.url import PostgresUrl
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import postgres_server
 from sagewai_ops.schema.findings import Finding
 from sagewai_ops.schema.migrate_postgres import WAIT_SECONDS

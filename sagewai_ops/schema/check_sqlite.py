@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +24,7 @@ from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, needs_oth
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
 from sagewai_ops.schema.constraints import (
     find_check_violations,

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import postgres_head, sqlite_catalog
 from sagewai_ops.schema.findings import EXAMPLES, Finding, Tally, format_key
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_catalog
 
 Kind = Literal[

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from sagewai_ops.records import dataclass
 
 # Findings about values have the kinds of docs/export.md.
 Kind = Literal[

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.database.postgres import connection as postgres_connection
@@ -25,6 +24,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import alembic_runner, postgres_server, revision_graph
 from sagewai_ops.schema.revision_graph import HEAD, revisions
 

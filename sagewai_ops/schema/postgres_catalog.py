@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import PermissionDeniedError
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import postgres_catalog_queries as queries
 from sagewai_ops.schema.postgres_head import head
 from sagewai_ops.schema.postgres_replaced import REPLACED_SCHEMAS

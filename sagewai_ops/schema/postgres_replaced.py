@@ -6,10 +6,9 @@ exists exactly if that transaction was committed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.records import dataclass
 
 REPLACED_SCHEMAS = "sagewai_before_restore_"  # begins their names
 _WAIT_SECONDS = 10  # for the end of the transaction of a dead run

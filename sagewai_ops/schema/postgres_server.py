@@ -6,11 +6,11 @@ and Alembic create their tables there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres.connection import FOREIGN_CODE, foreign_code_error
 from sagewai_ops.errors import PermissionDeniedError, UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import revision_graph
 
 if TYPE_CHECKING:

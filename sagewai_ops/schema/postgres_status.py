@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.postgres.sessions import ServerSession, find_sessions
@@ -12,6 +12,7 @@ from sagewai_ops.errors import OpsError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import read_server_record, resolve_database
 from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

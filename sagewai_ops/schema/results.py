@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.database.postgres.sessions import ServerSession
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     from sagewai_ops.database.url import PostgresUrl, SqliteUrl

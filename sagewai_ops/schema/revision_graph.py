@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
 
 from sagewai_ops.errors import NotFoundError
+from sagewai_ops.records import dataclass
 
 BASE = "base"
 HEAD = "020_fleet_task_lease"

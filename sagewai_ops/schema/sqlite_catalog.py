@@ -11,9 +11,9 @@ import functools
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from sagewai_ops.database.sqlite.connect import open_connection
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 
 # A token is a string, a quoted name, a comment, a word or a sign.

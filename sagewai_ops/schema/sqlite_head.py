@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import NamedTuple
+
+from sagewai_ops.records import dataclass
 
 # The form of the file is fixed: a column on a line, lower case; a constraint begins in upper case.
 _TABLE = re.compile(r'CREATE TABLE "?(\w+)"? \( -- (\w+)\n(.*?)\n\);\n', re.DOTALL)

@@ -12,10 +12,10 @@ import functools
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from sagewai_ops.home import companions
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import postgres_head, sqlite_head
 from sagewai_ops.schema.revision_graph import parents, revisions
 

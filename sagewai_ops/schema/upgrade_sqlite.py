@@ -13,7 +13,6 @@ import dataclasses
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import open_connection
@@ -26,6 +25,7 @@ from sagewai_ops.errors import DifferenceError, SchemaAheadError
 from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.drift import Drift, find_drift
 from sagewai_ops.schema.revision_graph import HEAD

@@ -5,7 +5,6 @@ archive has its own key in it, which proves nothing: a forger chooses one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +13,7 @@ from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import NotAuthenticError
 from sagewai_ops.fs import beneath
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.cards import read_card
 from sagewai_ops.snapshots.catalog import id_of

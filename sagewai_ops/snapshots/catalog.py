@@ -10,7 +10,7 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import RemotePath, is_remote
 from sagewai_ops.snapshots.cards import checked, read_owned_card, read_remote_cards
 from sagewai_ops.snapshots.quality import PROPERTIES, engine_of

@@ -10,7 +10,6 @@ import hmac
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.open import open_archive, read_summary
 from sagewai_ops.errors import DamagedError, KeyMissingError, OpsError
 from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots

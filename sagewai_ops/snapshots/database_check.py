@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from sagewai_ops.database.sqlite.integrity import check_integrity
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
 _SHOWN = 20  # violations and findings that a manifest lists

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import HEADER_NAME, Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.authenticity import require_origin
 from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY
 from sagewai_ops.snapshots.server_database import SQLITE, read_server

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.home.user_state import state_directory
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.ownership import home_ids
 

@@ -1,9 +1,9 @@
 """The mirror of a snapshot directory, as a list shows it; `backup.mirror` updates it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import read_mirror_header
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.catalog import TREE
 

@@ -1,7 +1,8 @@
 """Files of a home that a snapshot omits, and why."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+from sagewai_ops.records import dataclass
 
 
 class Reason(str, Enum):

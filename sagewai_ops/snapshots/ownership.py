@@ -3,12 +3,13 @@
 import itertools
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.state_files import identity_of
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.catalog import Snapshot
 
 NO_DATE = datetime.min.replace(tzinfo=timezone.utc)  # of a snapshot whose name has no valid date

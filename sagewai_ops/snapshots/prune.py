@@ -7,13 +7,13 @@ moved. So a run that dies has removed nothing permanently that no successful run
 import contextlib
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.home.paths import Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
 from sagewai_ops.snapshots.catalog import (

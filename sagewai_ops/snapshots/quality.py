@@ -8,11 +8,12 @@ record is unknown, and counts as good.
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from sagewai_ops.home.state_files import document_at
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import size
 
 PROPERTIES = ("complete", "sound", "plausible")

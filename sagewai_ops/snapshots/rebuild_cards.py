@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.fs import locks
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import cards, catalog
 from sagewai_ops.snapshots.authenticity import AUTHENTIC, FORGED, read_origin

@@ -1,6 +1,5 @@
 """The newest good snapshot of a home: what a new one is compared with."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import Home
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.quality import Content, ContentCounter, engine_of, recorded_content
 from sagewai_ops.snapshots.server_database import counted_database

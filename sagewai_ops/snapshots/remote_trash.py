@@ -7,9 +7,9 @@ leaves both, and the snapshot counts as not removed.
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import timezone
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.store import Deletion, HasRetention, Store
 from sagewai_ops.snapshots.cards import card_path

@@ -1,9 +1,10 @@
 """Snapshots and their drills in the results of commands."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.catalog import Snapshot
 
 

@@ -16,11 +16,12 @@ import calendar
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from sagewai_ops.errors import UsageError
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.ownership import NO_DATE, Owner, reason_not_owned
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 from sagewai_ops.archive.manifest import Entry, Manifest
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY, is_within
 
 Engine: TypeAlias = Literal["sqlite", "postgresql"]

@@ -7,7 +7,7 @@ user can write. What is not confirmed is never counted, removed or reported as p
 
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
+from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots.cards import RESULTS, is_authentic
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
@@ -10,6 +9,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import open_archive, read_archive, size_of
 from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.progress import Progress, byte_counter
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots.authenticity import (
     AUTHENTIC,
     NOT_AUTHENTICATED,

@@ -10,7 +10,7 @@ import contextlib
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from sagewai_ops.database.postgres.transaction import (
@@ -29,6 +29,7 @@ from sagewai_ops.fs.trust import require_trusted_directory
 from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.home.server_record import ServerRecord, resolve_database, write_server_record
 from sagewai_ops.process.signals import incomplete_step, mark_completed
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 NAME: Operation = "export"

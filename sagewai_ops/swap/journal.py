@@ -15,7 +15,7 @@ A journal is next to the staging of its run, in its *base* directory; its paths 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sagewai_ops.errors import OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs import journal as fs_journal
 from sagewai_ops.fs.journal import Operation, inode_of
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_replaced import ServerStep
 from sagewai_ops.text import shell_word
 

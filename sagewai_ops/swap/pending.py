@@ -5,7 +5,6 @@ Is an operation pending on a home? Refuse until it is settled. Settle it.
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.errors import LockedError
@@ -14,6 +13,7 @@ from sagewai_ops.fs.journal import Operation, Recovery
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys import rotation_journal
 from sagewai_ops.layout import journal as layout_journal
+from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots import mark
 from sagewai_ops.swap import export_journal, staging, swap
 from sagewai_ops.swap import journal as swap_journal

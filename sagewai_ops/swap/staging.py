@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +22,7 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.trust import is_trusted
 from sagewai_ops.home.paths import OWN_PREFIX
 from sagewai_ops.process.signals import mark_completed, uninterrupted
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_replaced import ServerStep
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Journal, Move, State

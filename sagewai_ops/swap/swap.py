@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.archive.manifest import is_safe_path
@@ -34,6 +33,7 @@ from sagewai_ops.fs.volumes import names_in
 from sagewai_ops.home.paths import COMPANION, DATABASE, OWN_PREFIX, Home
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.process.signals import mark_completed
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_replaced import ServerStep, has_schema
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap.journal import Move

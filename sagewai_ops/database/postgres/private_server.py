@@ -21,7 +21,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sagewai_ops.fs import beneath
 from sagewai_ops.process.parent import parent_death_signal
 from sagewai_ops.process.privileges import Account, account_of
 from sagewai_ops.process.signals import run_interruptibly, uninterrupted
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 CLUSTER_BYTES = 64 * 1024 * 1024  # of an empty one: 30 MB when created, then its log of changes

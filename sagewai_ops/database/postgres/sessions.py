@@ -10,7 +10,6 @@ keeps ready, which no client uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import resolve_database
 from sagewai_ops.process.procfs import describe, tcp_client
 from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 if TYPE_CHECKING:

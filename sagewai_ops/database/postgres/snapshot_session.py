@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sagewai_ops.database.postgres.connection import (
@@ -32,6 +31,7 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import LockedError, OpsError, PermissionDeniedError
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import Thread
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import listed, shell_word
 
 if TYPE_CHECKING:

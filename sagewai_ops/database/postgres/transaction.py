@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import LockedError, RemoteError, UsageError
 from sagewai_ops.process.signals import run_interruptibly
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

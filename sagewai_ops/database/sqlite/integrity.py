@@ -11,7 +11,6 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_regular
@@ -25,6 +24,7 @@ from sagewai_ops.database.sqlite.read_transaction import (
 from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.progress import Progress, no_progress
+from sagewai_ops.records import dataclass
 
 STAGE = "integrity"
 

@@ -16,7 +16,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from sagewai_ops.process.child import (
     read_streams,
 )
 from sagewai_ops.process.parent import parent_death_signal
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable, shell_word
 
 DEFAULT_CONFIGURATION = "/etc/litestream.yml"

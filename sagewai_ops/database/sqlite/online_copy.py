@@ -22,7 +22,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import (
@@ -64,6 +63,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import report as note
 from sagewai_ops.progress import Progress, no_progress
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 STAGE = "database"

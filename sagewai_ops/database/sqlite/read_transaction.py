@@ -21,7 +21,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +43,7 @@ from sagewai_ops.errors import (
     SchemaAheadError,
 )
 from sagewai_ops.process.malloc import zeroed_allocations
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
 
 Answer = TypeVar("Answer")

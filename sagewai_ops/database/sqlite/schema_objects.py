@@ -7,8 +7,8 @@ that a check can report them. A name of the schema is the same in upper and lowe
 import re
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
 # What a row of the schema creates is decided by its text, not by its type.

@@ -7,7 +7,8 @@ others their type and role. A declaration that is not understood becomes an obst
 
 import re
 import sqlite3
-from dataclasses import dataclass
+
+from sagewai_ops.records import dataclass
 
 _MODULE = re.compile(
     r"\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+[\"'`\[]?vec0[\"'`\]]?\s*\((?P<body>.*)\)\s*;?\s*",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -23,6 +23,7 @@ from sagewai_ops.export.compare.normalise import NULL, differing, unescaped
 from sagewai_ops.export.convert.batch import Column
 from sagewai_ops.export.mapping.plan import PlannedTable
 from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION
+from sagewai_ops.records import dataclass
 
 ROWS_AT_ONCE = 200
 DIFFERENCES_KEPT = 100

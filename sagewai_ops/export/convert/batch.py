@@ -18,7 +18,6 @@ import json
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Context, Inexact, InvalidOperation, Overflow, Rounded, Subnormal
 from itertools import chain, repeat
@@ -26,6 +25,7 @@ from typing import TypeAlias
 
 from sagewai_ops.export.convert import value as convert_value
 from sagewai_ops.export.convert.value import NUMERIC_DIGITS, RefusedError, Stored
+from sagewai_ops.records import dataclass
 
 SIGNATURE = b"PGCOPY\n\xff\r\n\0" + struct.pack(">ii", 0, 0)
 TRAILER = struct.pack(">h", -1)

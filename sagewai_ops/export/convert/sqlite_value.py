@@ -12,13 +12,13 @@ import functools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import TypeAlias
 
 from sagewai_ops.export.convert.batch import Type
 from sagewai_ops.export.convert.value import RefusedError
+from sagewai_ops.records import dataclass
 
 Value: TypeAlias = str | int | float | None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from sagewai_ops.export.learnings.vector_rows import Rows, VectorCopy
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

@@ -6,12 +6,12 @@ import hashlib
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable, read_vectors
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.mapping.findings import Tally
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

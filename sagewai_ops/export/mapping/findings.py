@@ -5,9 +5,10 @@ docs/export.md.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from sagewai_ops.export.convert.repair import EFFECTS
+from sagewai_ops.records import dataclass
 
 KEYS_KEPT = 100  # of each finding in the report; the other files have all
 

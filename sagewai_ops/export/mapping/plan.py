@@ -10,7 +10,7 @@ from __future__ import annotations
 import graphlib
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -18,6 +18,7 @@ from sagewai_ops.database.sqlite.vec0 import vector_tables
 from sagewai_ops.export.convert.batch import Target, Type
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetTable, read_defaults
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.sqlite_revision import read_level
 

@@ -10,10 +10,10 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.export.convert.batch import Type
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema import postgres_head
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ table without its indexes, and a rollback restores all of them.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
 from sagewai_ops.process.interpreter import find_interpreter
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -18,6 +17,7 @@ from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION, read_key_text
 from sagewai_ops.export.mapping.target_catalog import Check, ForeignKey, TargetTable
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg

@@ -14,7 +14,6 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -24,6 +23,7 @@ from sagewai_ops.export.convert.value import RefusedError, describe_conversion
 from sagewai_ops.export.mapping.target_catalog import TargetColumn, read_head_columns
 from sagewai_ops.export.validate import prefilter
 from sagewai_ops.export.validate.prefilter import INDEX_BYTES
+from sagewai_ops.records import dataclass
 from sagewai_ops.schema.postgres_head import index_entries
 
 _ROWS = 256  # joined at once; more are no faster

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
@@ -31,6 +31,7 @@ from sagewai_ops.export.validate.constraints import (
 )
 from sagewai_ops.export.validate.duplicates import find_duplicates
 from sagewai_ops.progress import Progress
+from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg
