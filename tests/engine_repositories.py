@@ -120,7 +120,8 @@ class Repository:
         count = directory / "count"
         kill = "kill -9 $PPID; exit 1" if moment == "before" else "kill -9 $PPID"
         at = f'if [ "$n" = {number} ]; then {kill}; fi\n'
-        counted = f'n=$(($(cat "{count}" 2>/dev/null || echo 0) + 1)); echo $n > "{count}"\n'
+        # Two runs can start at the same time.
+        counted = f'n=1; while ! mkdir "{count}$n" 2>/dev/null; do n=$((n + 1)); done\n'
         real = '"$REAL" "$@"; code=$?\n'
         text = counted + (at + real if moment == "before" else real + at) + "exit $code"
         self._script(directory, patch, text)

@@ -17,7 +17,7 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.open import read_archive
 from sagewai_ops.backup.conversion import SOURCE_HASH, convert_to_archive, convert_to_tree
 from sagewai_ops.backup.create import check_directory, create_partial
-from sagewai_ops.backup.repository import require_stored, store_tree
+from sagewai_ops.backup.repository import stored_tree
 from sagewai_ops.backup.upload import announced, require_object, sweep_uploads
 from sagewai_ops.errors import (
     DamagedError,
@@ -253,13 +253,16 @@ def _copy(
 ) -> int:
     """Copy a snapshot and its metadata file; return how many bytes were read back."""
     if has_trees(path):
-        read_bytes = store_tree(
-            path, item.path, item.size_bytes, options.amount, progress, home_id=item.home_id
-        )
-        with uninterrupted():
-            content = _card(item, read_bytes, trust, path.name)
-            path.store.put(cards.card_path(path).name, content, replace=True)
-            require_stored(path)
+        with (
+            stored_tree(
+                *(path, item.path, item.size_bytes, options.amount),
+                lambda read_bytes: _card(item, read_bytes, trust, path.name),
+                progress,
+                home_id=item.home_id,
+            ) as (read_bytes, commit),
+            uninterrupted(),
+        ):
+            commit()
         return read_bytes
     sent, digest = BlockHashes(), hashlib.sha256()
 

@@ -53,8 +53,8 @@ _NEXT = ".sagewai-ops-tree-next"  # the new one, while the previous one is remov
 class Destination(Protocol):
     """Where else a mirror is stored, while the home is locked: a repository of an engine."""
 
-    def begin(self) -> None:
-        """Check that it can be used, before anything is copied."""
+    def opened(self) -> contextlib.AbstractContextManager[None]:
+        """Check that it can be used, while databases are copied; `configure` has the result."""
         ...
 
     def configure(self, run: BackupRun) -> None:
@@ -102,9 +102,8 @@ def update_mirror(
             hint="name a directory of the home's owner: --snapshots DIR",
         )
     place = directory / TREE
-    with lock_home(home, directory, options) as swept:
-        if destination:
-            destination.begin()
+    opened = destination.opened() if destination else contextlib.nullcontext()
+    with lock_home(home, directory, options) as swept, opened:
         _rename_back(directory)
         before = _read_previous(place, replace(owner_of(home, all_paths=all_paths), host=""))
         run = BackupRun.start(home, options, _next_sequence(before), directory)
@@ -118,7 +117,7 @@ def update_mirror(
                 run.clone_from = place if old else None
                 replaced = old.sha256.hex() if old else ""
                 if destination:
-                    destination.configure(run)
+                    run.configure = destination.configure
                 writer = _write(run, fresh, place, old, staging, progress)
                 with translate_os_errors(fresh):
                     atomic.sync_tree(fresh)

@@ -3,11 +3,16 @@
 The mirror of the home is updated and verified, the engine stores it, and what the engine returns is
 compared with it. The card (metadata file) is the commit: it is stored last, and a tree without one
 does not exist for lists. All of it happens while the home is locked.
+
+Each start of an engine costs more than what a usual night changes. So the repository is listed
+while the databases are copied, and the run that stores the card starts before its content counts.
 """
 
 import contextlib
 import random
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +29,7 @@ from sagewai_ops.backup.run import BackupRun
 from sagewai_ops.errors import DamagedError, OpsError, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import describe_interruption, uninterrupted
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.read_back import ReadBack
@@ -39,6 +45,7 @@ from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_
 SAMPLE = ReadBack(size_bytes=16 * 1024 * 1024)  # a night reads what a night changes, about
 _MOST_SAMPLED = 100  # files: each is named to the engine
 _KILLED_AFTER = timedelta(days=1)  # far longer than a tree takes
+_SOON = timedelta(hours=12)  # half of that: until then, no run removes what this one stores
 
 
 def store_snapshot(
@@ -91,21 +98,33 @@ class _Repository:
         self._place = place
         self._options = options
         self._progress = progress
+        self._prepared: Future[tuple[str, ...]] = Future()
         self._warnings: tuple[str, ...] = ()
 
-    def begin(self) -> None:
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
         """Check that the repository can be used, and remove what killed runs left."""
+        with ThreadPool(1, thread_name_prefix="repository") as pool:
+            self._prepared = pool.submit(self._prepare)
+            if self._options.init_repository:
+                self._prepared.result()  # a failure of the copies must not end it half created
+            yield
+
+    def _prepare(self) -> tuple[str, ...]:
+        """Return warnings."""
         allow_clear = self._options.allow_clear or (
             self._options.is_automatic
             and has_plain_history(self._home, self._place, self._options.key_environment)
         )
-        self._warnings = tree_store(self._place).prepare(
+        warnings = tree_store(self._place).prepare(
             create=self._options.init_repository, allow_clear=allow_clear
         )
         sweep_repository(self._place, home_ids(self._home))
+        return warnings
 
     def configure(self, run: BackupRun) -> None:
         """Set number, predecessor and reference of the snapshot."""
+        self._warnings = self._prepared.result()
         trust = trust_of(self._home, self._place, self._options.key_environment)
         run.sequence = max(run.sequence, next_sequence(self._place, trust))
         run.previous = previous_snapshot(self._place, trust) if run.key else None
@@ -118,68 +137,98 @@ class _Repository:
         path = self._place / catalog.tree_name(run.id)
         report = replace(report, path=path, format="directory", warned=self._warnings)
         card = run.card(report)
-        amount = self._options.read_back
-        count = store_tree(
-            *(path, tree, run.archive_bytes, amount, self._progress),
-            home_id=home_ids(self._home)[0],
-            previous=previous,
-        )
-        card["read_back"] = {"bytes": count}
-        with _finish_despite_signals(run.id):
-            self._place.store.put(card_path(path).name, encode_card(card, run.key))
-            require_stored(path)
+
+        def content(read_bytes: int) -> bytes:
+            return encode_card({**card, "read_back": {"bytes": read_bytes}}, run.key)
+
+        with (
+            stored_tree(
+                *(path, tree, run.archive_bytes, self._options.read_back, content, self._progress),
+                home_id=home_ids(self._home)[0],
+                previous=previous,
+            ) as (count, commit),
+            _finish_despite_signals(run.id),
+        ):
+            commit()
             run.mark(self._place)
             record_copy(self._home, self._place, run.id, count)
         return replace(report, read_back_bytes=count)
 
 
-def store_tree(
+@contextlib.contextmanager
+def stored_tree(
     path: RemotePath,
     tree: Path,
     size_bytes: int,
     amount: ReadBack,
+    card: Callable[[int], bytes],
     progress: Progress | None = None,
     *,
     home_id: str,
     previous: str = "",
-) -> int:
-    """Store a mirror in a repository, and compare what the engine returns.
+) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Store a mirror in a repository, and compare what the engine returns, for the block.
 
     Args:
-        path: Of the new snapshot; its card is not stored.
+        path: Of the new snapshot.
         tree: The mirror; its name is `tree`.
         size_bytes: Of its files.
+        card: Returns the card for the number of bytes that were read back.
         home_id, previous: As for `TreeStore.store_tree`.
 
-    Returns:
-        The number of bytes that were read back.
+    Yields:
+        The number of bytes that were read back, and a function that stores the card: without a
+        call of it there is no snapshot. It raises DamagedError if the tree was removed.
 
     Raises:
         DamagedError: It returns other bytes; the tree is forgotten.
         OpsError: As `TreeStore`; nothing of it is listed.
     """
     assert tree.name == TREE
+    store, is_begun = tree_store(path), False
+    started_at, started = datetime.now(timezone.utc), _seconds()
+
+    def commit() -> None:
+        nonlocal is_begun
+        is_begun = True
+        put()
+        # A leftover is removed after a day by the clocks of those who list it.
+        newest = max(item.modified_at for item in path.store.list())
+        elapsed = timedelta(seconds=_seconds() - started)
+        if max(elapsed, newest - started_at) > _SOON:
+            require_stored(path)
+
     with open_mirror(tree) as source:
         digest = source.sha256
+        chosen = _choose(source, amount)
+        is_full = len(chosen) == sum(map(_is_file, source.manifest.entries))
+        total = sum(chosen.values())
+        count = size_bytes if is_full else total
         try:
-            tree_store(path).store_tree(
-                *(path.name, tree.parent, size_bytes, digest.hex()),
-                home_id=home_id,
-                previous=previous,
-            )
-            chosen = _choose(source, amount)
-            with name_damaged(path), open_repository(path, chosen) as reader:
-                _require_equal(path, reader, digest)
-                total = sum(chosen.values())
-                count = byte_counter(progress, "verify", total)
-                for _member in reader.members(lambda entry: entry.path in chosen, on_bytes=count):
-                    pass
-                is_full = len(chosen) == sum(map(_is_file, reader.manifest.entries))
+            with store.begun_put(card_path(path).name, card(count)) as put:
+                store.store_tree(
+                    *(path.name, tree.parent, size_bytes, digest.hex()),
+                    home_id=home_id,
+                    previous=previous,
+                )
+                with name_damaged(path), open_repository(path, chosen) as reader:
+                    _require_equal(path, reader, digest)
+                    on_bytes = byte_counter(progress, "verify", total)
+                    for _member in reader.members(
+                        lambda entry: entry.path in chosen, on_bytes=on_bytes
+                    ):
+                        pass
+                yield count, commit
         except BaseException:
-            with contextlib.suppress(OpsError):
-                tree_store(path).discard(path.name)
+            if not is_begun:
+                with contextlib.suppress(OpsError):
+                    store.discard(path.name)
             raise
-    return size_bytes if is_full else total
+
+
+def _seconds() -> float:
+    """Return the seconds of a clock that also runs while the computer is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def require_stored(path: RemotePath) -> None:

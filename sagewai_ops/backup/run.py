@@ -132,6 +132,8 @@ class BackupRun:
         moments: Of the reads, in seconds since 1970; see `ServerFacts`.
         clone_from: A directory with earlier copies of the databases; None without one.
         add_unchanged: Called with a path and its status; adds a file that need not be read.
+        configure: Called before the first member is written, to set the number, `previous` and
+            `reference` where that takes time.
     """
 
     home: Home
@@ -164,6 +166,7 @@ class BackupRun:
     moments: dict[str, float] = field(default_factory=dict)
     clone_from: Path | None = None
     add_unchanged: Callable[[str, os.stat_result], Entry | None] = lambda _path, _status: None
+    configure: Callable[["BackupRun"], None] = lambda _run: None
 
     @property
     def moment_ns(self) -> int:
@@ -461,6 +464,7 @@ class BackupRun:
             yield _Frozen(copies, copy, proving, server)
 
     def _pack(self, frozen: "_Frozen", open_writer: OpenWriter, progress: Progress | None) -> None:
+        self.configure(self)
         server = frozen.server
         size_bytes = self.scan.content_bytes + (server.size_bytes if server else 0)
         count = byte_counter(progress, "pack", size_bytes)

@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
@@ -183,6 +184,15 @@ class Engine(Protocol):
 
     def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
         """Store a small file, with an order larger than `after`."""
+        ...
+
+    def begun_file(
+        self, content: bytes, name: str, after: int = 0
+    ) -> AbstractContextManager[Callable[[], StoredObject]]:
+        """Begin to store a small file, for the block, which calls the function to store it.
+
+        Without that call, whatever ends the block or the process, nothing is stored.
+        """
         ...
 
     def read_file(self, stored: StoredObject) -> bytes:

@@ -95,6 +95,7 @@ def run_engine(
     *,
     directory: Path | None = None,
     content: bytes | None = None,
+    passed: Sequence[int] = (),
     most_bytes: int = MOST_OUTPUT_BYTES,
     most_file_bytes: int | None = None,
 ) -> Finished:
@@ -104,6 +105,7 @@ def run_engine(
         arguments: Without secrets.
         directory: Its working directory.
         content: Its standard input; None for an empty one.
+        passed: Descriptors that it gets, with the same numbers.
         most_bytes: Of its output.
         most_file_bytes: Of each file that it writes, in its cache too; None for no limit.
 
@@ -121,7 +123,7 @@ def run_engine(
     with contextlib.ExitStack() as stack:
 
         def start() -> subprocess.Popen[bytes]:
-            return _start(stack, access, arguments, directory, content, most_file_bytes)
+            return _start(*(stack, access, arguments, directory, content, passed, most_file_bytes))
 
         process = stack.enter_context(
             child(start, end_seconds=_END_SECONDS, number=access.end_signal)
@@ -155,10 +157,11 @@ def _start(
     arguments: Sequence[str],
     directory: Path | None,
     content: bytes | None,
+    passed: Sequence[int],
     most_file_bytes: int | None,
 ) -> "subprocess.Popen[bytes]":
     environment = dict(access.environment)
-    descriptors = []
+    descriptors = [*passed]
     if access.password:
         descriptor = stack.enter_context(pipe_with(access.password.encode()))
         environment[access.password_variable] = access.password_format.format(descriptor)

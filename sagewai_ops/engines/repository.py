@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ from sagewai_ops.remote.store import Deletion, ObjectFacts, Upload
 from sagewai_ops.text import shell_word
 
 _MOST_CACHED_BYTES = 64 * 1024  # of an object; a metadata file has some 2 KB
+_PROGRAM = "program"  # in the cache
 _Objects: TypeAlias = list[StoredObject]
 _Facts: TypeAlias = list[ObjectFacts]
 _CACHED = re.compile(r"[0-9a-f]{64}")
@@ -155,12 +157,14 @@ class RepositoryStore:
         """Store a small file; one that it replaces does not count, and is forgotten later."""
         if not replace and name in self._current():
             return False
-        after = max((item.order for item in self._all() if item.name == name), default=0)
-        stored = self._engine().store_file(content, name, after)
-        self._all().append(stored)
-        self._stored[name] = stored
-        self._cache.write(stored, content)
+        self._add(self._engine().store_file(content, name, self._order_of(name)), content)
         return True
+
+    @contextlib.contextmanager
+    def begun_put(self, name: str, content: bytes) -> Generator[Callable[[], None], None, None]:
+        """Begin to store a small file, for the block, which calls the function to store it."""
+        with self._engine().begun_file(content, name, self._order_of(name)) as complete:
+            yield lambda: self._add(complete(), content)
 
     def upload(self, name: str, expected_bytes: int) -> AbstractContextManager[Upload]:
         """Refuse: a repository has trees, and no archives."""
@@ -217,9 +221,7 @@ class RepositoryStore:
         trees = [item for item in self._all() if item.is_tree and item.digest == previous]
         parent = max(trees, key=lambda item: item.order, default=None) if previous else None
         new = NewTree(name, size_bytes, digest, home_label(home_id) if home_id else "")
-        stored = self._engine().store_tree(directory, new, parent)
-        self._all().append(stored)
-        self._stored[name] = stored
+        self._add(self._engine().store_tree(directory, new, parent))
 
     def fetch(
         self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
@@ -263,7 +265,10 @@ class RepositoryStore:
     def _engine(self) -> Engine:
         if self._opened is None:
             engine = open_engine(self._connection)
-            engine.require_version()
+            program = _identity_of(engine.name, self._connection.environment)
+            if not program or self._cache.program() != program:
+                engine.require_version()
+                self._cache.keep_program(program)
             self._opened = engine
         return self._opened
 
@@ -276,6 +281,17 @@ class RepositoryStore:
             self._objects, self._is_encrypted = listing.objects, listing.is_encrypted
             self._cache.keep(self._objects)
         return self._objects
+
+    def _add(self, stored: StoredObject, content: bytes | None = None) -> None:
+        """Note what this run has stored."""
+        self._all().append(stored)
+        self._stored[stored.name] = stored
+        if content is not None:
+            self._cache.write(stored, content)
+
+    def _order_of(self, name: str) -> int:
+        """Return the largest order of the objects with a name; 0 without one."""
+        return max((item.order for item in self._all() if item.name == name), default=0)
 
     def _check_encryption(self, *, allow_clear: bool) -> tuple[str, ...]:
         if self._is_encrypted:
@@ -413,6 +429,21 @@ class _Cache:
                 atomic.make_directory(self._usable())
                 atomic.replace(self._usable() / _cache_name(stored), content)
 
+    def program(self) -> bytes:
+        """Return the identity of the engine whose version was checked last; empty if unknown."""
+        with contextlib.suppress(OSError):
+            descriptor = beneath.open_file(self._usable() / _PROGRAM)
+            with open(descriptor, "rb", buffering=0) as stream:
+                return stream.read(_MOST_CACHED_BYTES)
+        return b""
+
+    def keep_program(self, identity: bytes) -> None:
+        """Keep the identity of an engine whose version is one that this program knows."""
+        if identity:
+            with contextlib.suppress(OSError, OpsError):
+                atomic.make_directory(self._usable())
+                atomic.replace(self._usable() / _PROGRAM, identity)
+
     def keep(self, objects: Iterable[StoredObject]) -> None:
         """Remove what is not in the repository."""
         known = {_cache_name(item) for item in objects}
@@ -440,6 +471,16 @@ class _Cache:
         if not is_private:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), os.fspath(path))
         return path
+
+
+def _identity_of(program: str, environment: Mapping[str, str]) -> bytes:
+    """Return what changes with each installation of a program; empty if it is not found."""
+    path = shutil.which(program, path=environment.get("PATH"))
+    with contextlib.suppress(OSError):
+        found = os.stat(path or "")
+        facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return f"{path} {facts}".encode("utf-8", "surrogateescape")
+    return b""
 
 
 def _cache_name(stored: StoredObject) -> str:

@@ -1,13 +1,14 @@
 """restic, from version 0.14, as an engine."""
 
+import contextlib
 import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sagewai_ops.engines.engine import (
     MARK,
@@ -32,6 +33,7 @@ from sagewai_ops.errors import (
     OpsError,
     TargetBusyError,
 )
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.store import TREE
 
@@ -40,6 +42,7 @@ _VERSION = re.compile(rb"restic (\d+)\.(\d+)")
 _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
+_PATTERN = b"[x]\n"  # no name of an object; its beginning is no pattern
 _SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
 # What a list may state with success: retries that may have succeeded, the cache, other programs.
 _HARMLESS = re.compile(
@@ -121,11 +124,46 @@ class Restic:
         labels = labels_of(new)
         return self._store([*arguments, TREE], labels, source, directory=directory)
 
-    def store_file(self, content: bytes, name: str, after: int = 0) -> StoredObject:
-        """Store a small file."""
+    def store_file(
+        self, content: bytes, name: str, after: int = 0, patterns: int | None = None
+    ) -> StoredObject:
+        """Store a small file.
+
+        Args:
+            patterns: A descriptor with patterns of files to exclude.
+        """
         arguments = ["--stdin", "--stdin-filename", name]
+        passed = []
+        if patterns is not None:
+            arguments += ["--exclude-file", f"/dev/fd/{patterns}"]
+            passed = [patterns]
         labels = labels_of_file(content, name, after)
-        return self._store(arguments, labels, content=content)
+        return self._store(arguments, labels, content=content, passed=passed)
+
+    @contextlib.contextmanager
+    def begun_file(
+        self, content: bytes, name: str, after: int = 0
+    ) -> Iterator[Callable[[], StoredObject]]:
+        """Start restic, which waits for the end of the patterns in a pipe.
+
+        It reads them once it has opened and locked the repository, which takes half a second. If
+        this process ends before it has completed them, they are not valid, and restic refuses them.
+        """
+        with (
+            ThreadPool(1, thread_name_prefix="file") as pool,
+            _pipe() as (reading, writing),
+        ):
+            writing.write(_PATTERN[:1])
+            run = pool.submit(self.store_file, content, name, after, reading)
+
+            def complete() -> StoredObject:
+                if run.done():  # with an error, before anything was stored
+                    return self.store_file(content, name, after)
+                writing.write(_PATTERN[1:])
+                writing.close()
+                return run.result()
+
+            yield complete
 
     def read_file(self, stored: StoredObject) -> bytes:
         """Return the content of a file that is stored alone."""
@@ -164,6 +202,7 @@ class Restic:
         *,
         directory: Path | None = None,
         content: bytes | None = None,
+        passed: Sequence[int] = (),
     ) -> StoredObject:
         tags = (MARK, *labels)
         finished = self._run(
@@ -172,6 +211,7 @@ class Restic:
             + list(arguments),
             directory=directory,
             content=content,
+            passed=passed,
         )
         lines = finished.output.splitlines()
         summary = self._json(finished, lines[-1] if lines else b"")
@@ -231,6 +271,13 @@ class Restic:
         if not _ID.fullmatch(engine_id):
             return None
         return labelled(engine_id, labels, moment, source)
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, BinaryIO]]:
+    reading, writing = os.pipe()
+    with open(reading, "rb", 0), open(writing, "wb", 0) as stream:
+        yield reading, stream
 
 
 def _text(line: str) -> str:

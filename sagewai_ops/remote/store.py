@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Sequence
     from contextlib import AbstractContextManager
     from datetime import datetime
     from pathlib import Path
@@ -176,6 +176,14 @@ class TreeStore(Protocol):
         Args:
             paths: Relative to the tree; None for all.
             most_file_bytes: Of each file; a longer one is damaged.
+        """
+        ...
+
+    def begun_put(self, name: str, content: bytes) -> AbstractContextManager[Callable[[], None]]:
+        """Begin to store a small file, for the block, which calls the function to store it.
+
+        Without that call, whatever ends the block or the process, nothing is stored. A file that
+        exists is replaced.
         """
         ...
 

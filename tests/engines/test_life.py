@@ -158,11 +158,13 @@ def test_changed_tree_is_not_listed_and_the_next_run_continues(
     with monkeypatch.context() as patch:
         repository.alter(tmp_path / "bin", patch)
         damaged = call("--home", home, "backup", *repository.words)
+    stored = repository.stored()
     listed = call("--home", home, "snapshots", "list", "--json", *repository.words)
     again = call("--home", home, "backup", *repository.words)
 
     assert damaged.code == 16, damaged
     assert len(_ids(listed)) == 1
+    assert len(stored) == 2, "the first tree and its card"
     assert again.code == 0, again
 
 
