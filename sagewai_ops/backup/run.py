@@ -18,12 +18,7 @@ from typing import Any, BinaryIO
 from sagewai_ops import __version__
 from sagewai_ops.archive.age import EncryptedSink, Encryption, open_encrypted_sink
 from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
-from sagewai_ops.archive.manifest import (
-    FORMAT_VERSION,
-    Entry,
-    EntryType,
-    Header,
-)
+from sagewai_ops.archive.manifest import FORMAT_VERSION, Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup import recipients
@@ -98,7 +93,6 @@ from sagewai_ops.snapshots.server_database import (
 # A night without the documents and the key would be worse than one without the database.
 _DAMAGED = f"{DamagedError.advice}\nthe rest alone: sagewai-ops backup --exclude 'db/*'"
 
-
 # A user of Sagewai can put any file below data/: it must neither prevent a backup nor delay it.
 _ARTIFACT_SECONDS = 1.0  # for the lock of one database that is not Sagewai's
 _ARTIFACTS_SECONDS = 10.0  # for all of them
@@ -132,8 +126,7 @@ class BackupRun:
         moments: Of the reads, in seconds since 1970; see `ServerFacts`.
         clone_from: A directory with earlier copies of the databases; None without one.
         add_unchanged: Called with a path and its status; adds a file that need not be read.
-        configure: Called before the first member is written, to set the number, `previous` and
-            `reference` where that takes time.
+        configure: Called before the first member, to set number, `previous` and `reference`.
     """
 
     home: Home

