@@ -7,8 +7,8 @@ are those of `cryptography`.
 import base64
 import hmac
 import io
+import os
 import re
-import secrets
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -45,15 +45,15 @@ class PassphraseSink:
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
         work_factor_log2 = work_factor_log2 or WORK_FACTOR_LOG2
-        file_key = secrets.token_bytes(_FILE_KEY_BYTES)
-        salt = secrets.token_bytes(16)
+        file_key = os.urandom(_FILE_KEY_BYTES)
+        salt = os.urandom(16)
         wrap_cipher = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor_log2))
         header = _VERSION + b"-> scrypt %s %d\n%s\n---" % (
             _encode(salt),
             work_factor_log2,
             _encode(wrap_cipher.encrypt(bytes(12), file_key, None)),
         )
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = os.urandom(_NONCE_BYTES)
         sink.write(header + b" " + _encode(_header_mac(file_key, header)) + b"\n" + nonce)
         self._sink = sink
         self._cipher = ChaCha20Poly1305(_derive(file_key, nonce, b"payload"))

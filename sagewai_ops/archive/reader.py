@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import io
 import itertools
-import secrets
+import os
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -224,7 +224,7 @@ class EntryChecks:
         self.tar_bytes = 0
         self.mtime_ns = 0
         self._what = what
-        self._key = secrets.token_bytes(16)
+        self._key = os.urandom(16)
         self._paths = array("Q")
         self._directories = array("Q")
         self._parents = array("Q")

@@ -5,6 +5,7 @@ Even `pathlib` and `dataclasses` are imported late: scripts ask for the version 
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import sys
@@ -30,6 +31,7 @@ _COMPLETION = "_SAGEWAI_OPS_COMPLETE"  # set by the shells' completion scripts
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and leave with its exit code."""
+    gc.disable()  # modules are no garbage; `run` enables it
     words = list(sys.argv[1:] if arguments is None else arguments)
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:  # while it loaded: nothing was begun
         code = _interrupted(words)
     signals.ignore_signals()
+    gc.freeze()  # else Python looks for garbage among all objects before it exits
     sys.exit(code)
 
 
@@ -81,6 +84,8 @@ def run(words: Sequence[str]) -> int:
             raise
         settings = Settings(json=is_json, environment=dict(os.environ))
         return report_error(Run("", settings, Terminal(json=is_json)), failure)
+    gc.freeze()
+    gc.enable()
     try:
         code = program(
             list(words),

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ def write_stream(
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: `path` is unchanged.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}.partial")
     with translate_os_errors(path):
         sweep_leftovers(path.parent, partial_names(re.escape(path.name)))
         try:

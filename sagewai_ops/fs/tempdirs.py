@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """
     with translate_os_errors(parent):
         parent = resolve_given_path(parent)
-    path = parent / f"{prefix}{secrets.token_hex(4)}"
+    path = parent / f"{prefix}{os.urandom(4).hex()}"
     with locked_directory(path):
         with locks.sweep_guard(parent):
             sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))

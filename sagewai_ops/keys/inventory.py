@@ -28,7 +28,6 @@ from sagewai_ops.home.state_files import (
     parse_document,
     read_documents,
 )
-from sagewai_ops.keys import postgres
 from sagewai_ops.keys.locations import SealedValue, in_copy, in_database, in_documents
 from sagewai_ops.keys.plaintext_secrets import (
     Plaintext,
@@ -96,6 +95,8 @@ def read_inventory(
                 raise from_database_error(error, home.database) from error
     if home.server_url_variable:
         try:
+            from sagewai_ops.keys import postgres  # asyncio takes 15 ms to import
+
             url = database_server(home, environment)
             with contextlib.closing(postgres.read_tables(url)) as connection:
                 values.extend(on_server(connection))

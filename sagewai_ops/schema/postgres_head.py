@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import resources
+from pathlib import Path
 from typing import TypedDict
 
 # `PRIMARY KEY (a, b)`, `UNIQUE (a)`, or `CREATE INDEX i ON t USING btree (a, b DESC) WHERE ...`.
@@ -33,9 +33,7 @@ class Head(TypedDict):
 @functools.cache
 def head() -> Head:
     """Return the schema after the last revision."""
-    content = (
-        resources.files("sagewai_ops.schema").joinpath("postgres_head.json").read_text("utf-8")
-    )
+    content = Path(__file__).with_name("postgres_head.json").read_text("utf-8")
     facts: Head = json.loads(content)
     return facts
 

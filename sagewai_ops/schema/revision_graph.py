@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection
-from importlib import resources
+from pathlib import Path
 from typing import Literal
 
 from sagewai_ops.errors import NotFoundError
@@ -41,11 +41,10 @@ class Position:
 @functools.cache
 def parents() -> dict[str, tuple[str, ...]]:
     """Return the parents of every revision, oldest first; the two 006 in Alembic's order."""
+    from sagewai_ops.migrations import versions
+
     graph = {}
-    scripts = resources.files("sagewai_ops.migrations.versions").iterdir()
-    for script in sorted(scripts, key=lambda script: script.name):
-        if not script.name.endswith(".py"):
-            continue
+    for script in sorted(Path(versions.__path__[0]).glob("*.py")):
         ids = _IDS.findall(script.read_text(encoding="utf-8"))
         if ids:
             revision, before = (tuple(re.findall(r'"(\w+)"', listed)) for listed in ids)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Collection, Mapping
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 from sagewai_ops.records import dataclass
@@ -50,7 +50,7 @@ class Table:
 @functools.cache
 def tables() -> Mapping[str, Table]:
     """Return the tables in the order in which Sagewai creates them."""
-    script = resources.files("sagewai_ops.schema").joinpath("sqlite_head.sql").read_text("utf-8")
+    script = Path(__file__).with_name("sqlite_head.sql").read_text("utf-8")
     indexes: dict[str, dict[str, str]] = {}
     for match in _INDEX.finditer(script):
         indexes.setdefault(match[2], {})[match[1]] = match[0].removesuffix(";")

@@ -7,7 +7,6 @@ the archive again, and a missing or damaged one never hides a snapshot.
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -127,7 +126,7 @@ class Snapshot:
 
 def new_id(moment: datetime) -> str:
     """Return a new, unique id."""
-    return f"{moment.astimezone(timezone.utc):{_MOMENT}}-{secrets.token_hex(3)}"
+    return f"{moment.astimezone(timezone.utc):{_MOMENT}}-{os.urandom(3).hex()}"
 
 
 def archive_name(snapshot_id: str, *, is_encrypted: bool) -> str:

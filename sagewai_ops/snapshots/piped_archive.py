@@ -10,7 +10,6 @@ import contextlib
 import errno
 import functools
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -175,7 +174,7 @@ def _create_unnamed(directory: Path) -> int:
         finally:
             os.close(parent)
     # A kill between the two leaves an empty file.
-    path = directory / f"{OWN_PREFIX}input-{secrets.token_hex(4)}"
+    path = directory / f"{OWN_PREFIX}input-{os.urandom(4).hex()}"
     file = beneath.create_file(path, 0o600)
     try:
         beneath.unlink(path)

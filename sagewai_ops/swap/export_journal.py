@@ -7,8 +7,8 @@ its own.
 """
 
 import contextlib
+import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +63,7 @@ class Recording:
     def __init__(self, home: Home, *, is_rehearsal: bool) -> None:
         self.journal: Journal | None = None
         self._home = home
-        self._path = home.root / f"{_PREFIX}{secrets.token_hex(4)}.json"
+        self._path = home.root / f"{_PREFIX}{os.urandom(4).hex()}.json"
         self._is_rehearsal = is_rehearsal
         self._is_left = is_rehearsal
         self._stack = contextlib.ExitStack()
