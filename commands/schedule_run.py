@@ -3,15 +3,15 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, envelope
-from sagewai_ops.cli.options import RUN, DryRunOption, option
+from sagewai_ops.cli.command import Outcome, Run, add_command, envelope, find_reporter
+from sagewai_ops.cli.options import RUN, UNATTENDED, DryRunOption, NotifyOn, option
 from sagewai_ops.cli.plan import plan_outcome
-from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError, UsageError
 
 if TYPE_CHECKING:
     from sagewai_ops.schedule.loop import Ended
@@ -20,7 +20,8 @@ HELP = """Run a command at the times of a schedule, in the foreground.
 
 For containers; on a host, systemd and cron are better. Each run is a process of its own. Two never
 overlap, and a failed one is logged and retried at the next time. Each run is one line on stdout, or
-its JSON object. A signal ends the run, then the loop.
+its JSON object. A killed run, which cannot report its end, is reported for it. A signal ends the
+run, then the loop.
 
 Exit status:
   0    --runs were made
@@ -72,7 +73,7 @@ def run_schedule(
 
     from .schedule import this_program  # noqa: TID251 - a neighbour
 
-    name = _checked_command(run, words or [])
+    name, reporting = _checked_command(run, words or [])
     times = parse_every(every)
     delay_seconds = parse_jitter(jitter, times)
     clock = Clock()
@@ -95,8 +96,10 @@ def run_schedule(
         except OSError as error:  # no memory, no process
             problem = from_os_error(error, command[0])
             run.terminal.warning(f"run of {name}: not started: {problem.message}")
-            ended = Ended(problem.exit_code, 0.0, None)
+            ended = Ended(problem.exit_code, 0.0, None, is_reported=False)
         _print(run, name, ended)
+        if not ended.is_reported:
+            _report(run, name, reporting, ended)
         if ended.interruption:
             raise ended.interruption
         made += 1
@@ -110,8 +113,8 @@ def run_schedule(
     )
 
 
-def _checked_command(run: Run, words: Sequence[str]) -> str:
-    """Parse a command as a run would, and return its name.
+def _checked_command(run: Run, words: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Parse a command as a run would, and return its name and the values of `UNATTENDED`.
 
     Raises:
         UsageError: It is not a command for timers, or contains a secret.
@@ -125,9 +128,11 @@ def _checked_command(run: Run, words: Sequence[str]) -> str:
     command: Any = root.command
     rest = list(words)
     name: list[str] = []
+    defaults = root.default_map
     while rest and rest[0] in getattr(command, "commands", {}):
         name.append(rest.pop(0))
         command = command.commands[name[-1]]
+        defaults = (defaults or {}).get(name[-1])
     if not any(parameter.name == _TIMED for parameter in command.params):
         raise UsageError(
             f"{' '.join(name or words[:1]) or 'schedule run'}: not a command for timers",
@@ -141,8 +146,10 @@ def _checked_command(run: Run, words: Sequence[str]) -> str:
             raise UsageError("a URL contains a password, shown by ps")
         if flag.removeprefix("--") in SECRET_OPTIONS:
             raise UsageError(f"{flag}: is a secret, shown by ps", hint=f"{flag}-file FILE")
-    command.make_context(" ".join(name), rest, parent=root)  # or the parser's own error
-    return " ".join(name)
+    # or the parser's own error
+    parsed = command.make_context(" ".join(name), rest, parent=root, default_map=defaults).params
+    given = {parameter: parsed[parameter] for parameter in UNATTENDED}
+    return " ".join(name), {**given, "notify_on": NotifyOn(given["notify_on"])}
 
 
 def _global_words(run: Run) -> list[str]:
@@ -172,10 +179,7 @@ def _print(run: Run, name: str, ended: "Ended") -> None:
 
     document = ended.document
     if run.settings.json:
-        if document is None:
-            error = {"code": "failed", "message": _lost(ended), "hint": []}
-            document = envelope(replace(run, command=name), ended.exit_code, error=error)
-        run.terminal.document(document)
+        run.terminal.document(document or _lost(run, name, ended))
     else:
         facts: dict[str, object] = {
             "command": name,
@@ -183,7 +187,7 @@ def _print(run: Run, name: str, ended: "Ended") -> None:
             "seconds": f"{ended.seconds:.3f}",
         }
         if document is None:
-            facts["error"] = _lost(ended)
+            facts["error"] = ended.problem
         else:
             facts |= extract_figures(_mapping(document.get("result")))
             if warnings := document.get("warnings"):
@@ -194,8 +198,25 @@ def _print(run: Run, name: str, ended: "Ended") -> None:
     run.terminal.flush()
 
 
-def _lost(ended: "Ended") -> str:
-    return f"ended without a result, exit code {ended.exit_code}"
+def _lost(run: Run, name: str, ended: "Ended") -> dict[str, Any]:
+    """Return the JSON object of a run that printed none."""
+    began = datetime.now(timezone.utc) - timedelta(seconds=ended.seconds)
+    lost = replace(run, command=name, started_at=began, warnings=[])
+    error = {"code": OpsError.code, "message": ended.problem, "hint": []}
+    document = envelope(lost, ended.exit_code, error=error)
+    return {**document, "seconds": round(ended.seconds, 3)}
+
+
+def _report(run: Run, name: str, reporting: Mapping[str, Any], ended: "Ended") -> None:
+    """Report the end of a run that could not: to all that its options name."""
+    try:
+        reporter = find_reporter(replace(run, command=name), reporting)
+    except OpsError as error:  # a URL of a variable is no URL
+        run.terminal.warning(f"run of {name}: not reported: {error.message}")
+        return
+    if reporter:
+        lost = _lost(run, name, ended)
+        reporter.end(lost, ended.seconds, [f"error: {ended.problem}"])
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -287,11 +287,11 @@ def perform(
     """Run a command's body, report it, and return the exit code.
 
     Args:
-        given: The options of reporting, by parameter.
+        given: The options of `UNATTENDED`, by parameter.
         execute: `_execute`, with the command's options.
     """
     try:
-        reporter = _find_reporter(run, given)
+        reporter = find_reporter(run, given)
     except OpsError as error:
         return report_error(run, error)
     if reporter is None:
@@ -365,8 +365,11 @@ def _reported(run: Run, ended: _Ended) -> dict[str, Any]:
     return envelope(run, code, result=ended.result, warnings=warnings, error=error)
 
 
-def _find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
+def find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
     """Return where the run is reported; None for nowhere, which costs nothing.
+
+    Args:
+        given: The options of `UNATTENDED`, by parameter.
 
     Raises:
         UsageError: The URL to ping, or one to notify, is not a URL.

@@ -7,6 +7,7 @@ repeated: between two runs at least half a period elapses, by a clock that nothi
 """
 
 import json
+import signal
 import subprocess
 import tempfile
 import time
@@ -21,6 +22,8 @@ from sagewai_ops.schedule.times import Every
 _CLOCK_SECONDS = 20.0  # between two looks at the clock, which can be set while we sleep
 _END_SECONDS = 60.0  # from SIGTERM to SIGKILL: it removes partial files
 _KILLED = 128  # and the signal: as a shell reports it
+# Without a document: of an interpreter that did not start, or a wrapper whose program was killed.
+_UNREPORTED = (1, 126, 127, *range(_KILLED + 1, _KILLED + signal.NSIG))
 
 
 class Clock:
@@ -47,12 +50,24 @@ class Ended:
     Attributes:
         document: The JSON object that it printed; None if it was killed before.
         interruption: What ends the loop: a signal ended the run; None otherwise.
+        is_reported: Whether the run itself could report its end. It could not if it was killed, was
+            not started, or did not get as far as Python.
     """
 
     exit_code: int
     seconds: float
     document: dict[str, Any] | None
     interruption: BaseException | None = None
+    is_reported: bool = True
+
+    @property
+    def problem(self) -> str:
+        """Why it ended without a document, in a phrase."""
+        number = self.exit_code - _KILLED
+        if not 0 < number < signal.NSIG:
+            return f"ended without a result, exit code {self.exit_code}"
+        cause = ", perhaps for lack of memory" if number == signal.SIGKILL else ""
+        return f"killed by signal {number}{cause}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +128,11 @@ def run_once(words: Sequence[str]) -> Ended:
             code = end(process, _END_SECONDS, alone=True)
         output.seek(0)
         document = _parse(output.read())
+    # A run that gets as far as a report prints its object first.
+    is_reported = code >= 0 and (document is not None or code not in _UNREPORTED)
     if code < 0:
         code = _KILLED - code
-    return Ended(code, time.monotonic() - began, document, interruption)
+    return Ended(code, time.monotonic() - began, document, interruption, is_reported)
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import pytest
 from json_schemas import problems
 from program import PATIENCE_SECONDS, call, run, started
 from small_homes import small
+from watchdog import watchdog
 
 NOW = ("--every", "1s", "--runs")
 
@@ -103,6 +104,65 @@ def test_a_signal_ends_the_run_too_and_reports_it(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
+def _kill_once_started(tmp_path: Path) -> None:
+    until = time.monotonic() + PATIENCE_SECONDS
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    pid.unlink()
+
+
+def test_a_killed_run_is_reported_once(tmp_path: Path) -> None:
+    """To all that it would have reported to itself: the options, variables and configuration."""
+    home = small(tmp_path / "home").root
+    pipe, metrics = tmp_path / "pipe", tmp_path / "metrics.prom"
+    os.mkfifo(pipe)
+    config = tmp_path / "config.toml"
+    config.write_text(f'[backup]\nmetrics-file = "{metrics}"\n')
+    config.chmod(0o600)
+    wait = f"sh -c 'echo $PPID > {tmp_path}/pid; cat {pipe}'"  # a passphrase that never comes
+    with watchdog() as receiver:
+        urls = tmp_path / "urls"
+        urls.write_text(f"{receiver.url}/hook")
+        urls.chmod(0o600)
+        command = ("schedule", "run", *NOW, 1, "--", "backup", "--passphrase-command", wait)
+        with started(
+            *("--home", home, "--config", config, *command, "--ping-url-file", urls),
+            env={**os.environ, "SAGEWAI_OPS_BACKUP_NOTIFY_FILE": str(urls)},
+            text=True,
+        ) as process:
+            _kill_once_started(tmp_path)
+            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+
+    facts = _facts(out)
+    assert (process.returncode, err) == (3, "")
+    assert (facts["exit"], facts["error"]) == (
+        "137",
+        "killed by signal 9, perhaps for lack of memory",
+    )
+    root = receiver.url.partition("//")[2].partition("/")[2]
+    ways = [path.removeprefix(f"/{root}") for path in receiver.paths]
+    assert ways == ["/hook/start", "/hook/fail", "/hook"]
+    document = json.loads(receiver.output[2][1])
+    assert (document["command"], document["home"]) == ("backup", str(home))
+    assert (document["exit_code"], document["status"]) == (137, "error")
+    assert document["error"]["message"] == facts["error"]
+    assert f'last_run_exit_code{{command="backup",home="{home}"}} 137' in metrics.read_text()
+
+
+def test_a_failed_run_is_reported_by_itself_alone(tmp_path: Path) -> None:
+    """The loop adds no second message."""
+    with watchdog() as receiver:
+        urls = tmp_path / "urls"
+        urls.write_text(receiver.url)
+        command = ("schedule", "run", *NOW, 1, "--", "backup", "--notify-file", urls)
+        answer = run("--home", tmp_path / "none", *command)
+
+    assert answer.code == 3
+    assert [json.loads(body)["exit_code"] for _path, body in receiver.output] == [10]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -128,18 +188,29 @@ def test_what_would_fail_each_night_is_refused_at_the_start(
     assert "hunter2" not in answer.err
 
 
-def test_a_run_that_finds_no_memory_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does not end the loop."""
+def test_a_run_that_finds_no_memory_is_retried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It does not end the loop, and is reported; that its URL is none is no end either."""
 
     def fail(_words: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     monkeypatch.setattr("sagewai_ops.schedule.loop.run_once", fail)
-
-    answer = call("schedule", "run", *NOW, 2, "--", "backup")
+    with watchdog() as receiver:
+        urls = tmp_path / "urls"
+        urls.write_text(receiver.url)
+        command = ("schedule", "run", *NOW, 2, "--", "backup")
+        answer = call(*command, "--notify-file", urls)
+    monkeypatch.setenv("SAGEWAI_OPS_BACKUP_NOTIFY", "hunter2")
+    unusable = call(*command)
 
     assert (answer.code, len(answer.out.splitlines())) == (3, 2)
     assert "not started" in answer.err
+    assert [json.loads(body)["exit_code"] for _path, body in receiver.output] == [1, 1]
+    assert (unusable.code, len(unusable.out.splitlines())) == (3, 2)
+    assert "not reported: notify URL" in unusable.err
+    assert "hunter2" not in unusable.err
 
 
 def test_a_program_that_cannot_be_started_is_an_error(

@@ -154,3 +154,13 @@ def test_a_killed_run_has_no_document() -> None:
 
     assert (ended.exit_code, ended.document, ended.interruption) == (137, None, None)
     assert (whole.exit_code, whole.document) == (4, {"a": 1})
+    assert ended.problem == "killed by signal 9, perhaps for lack of memory"
+    assert (ended.is_reported, whole.is_reported) == (False, True)
+
+
+@pytest.mark.parametrize(("code", "is_reported"), [(1, False), (13, True), (137, False)])
+def test_what_prints_nothing_and_ends_may_have_reported(code: int, is_reported: bool) -> None:
+    """Not an interpreter that does not start, nor a wrapper; but a run on a full disk."""
+    ended = run_once([sys.executable, "-c", f"raise SystemExit({code})"])
+
+    assert (ended.exit_code, ended.document, ended.is_reported) == (code, None, is_reported)
