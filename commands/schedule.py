@@ -58,6 +58,10 @@ _NO_KEY = (
     "master key: not in the snapshots, so an empty volume is restored without it:"
     " add --install-key FILE, or -- --key sealed"
 )
+_NO_SERVER = (
+    "drill: has no PostgreSQL server, and reports that the database was not drilled:"
+    " add --scratch-url-file FILE"
+)
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
 _MODE = 0o644  # nothing in it is secret
 
@@ -157,6 +161,14 @@ CredentialsOption = Annotated[
         help="Credentials of the remote place.",
     ),
 ]
+ScratchUrlFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scratch-url-file",
+        metavar="FILE",
+        help="File with the URL of the PostgreSQL server of the drill.",
+    ),
+]
 IntoOption = Annotated[
     Path | None,
     typer.Option(
@@ -223,6 +235,7 @@ def compose(
     image: ImageOption = None,
     identity: IdentityOption = None,
     install_key: InstallKeyOption = None,
+    scratch_url_file: ScratchUrlFileOption = None,
     credentials: CredentialsOption = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
@@ -232,7 +245,15 @@ def compose(
 
     to = _outside(to)
     plan = _plan(run, words, time, to, _checked_ids(user), None)
-    found = _image(plan, image, to, identity, install_key, credentials)
+    found = _image(
+        plan,
+        image,
+        to,
+        identity=identity,
+        install_key=install_key,
+        scratch_url=scratch_url_file,
+        credentials=credentials,
+    )
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
     files = containers.compose(
         plan,
@@ -255,6 +276,7 @@ def kubernetes(
     image: ImageOption = None,
     identity: IdentityOption = None,
     install_key: InstallKeyOption = None,
+    scratch_url_file: ScratchUrlFileOption = None,
     credentials: CredentialsOption = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
@@ -269,7 +291,15 @@ def kubernetes(
             hint="schedule kubernetes --snapshots s3://BUCKET/PREFIX",
         )
     plan = _plan(run, words, time, to, _checked_ids(user), None)
-    found = _image(plan, image, to, identity, install_key, credentials)
+    found = _image(
+        plan,
+        image,
+        to,
+        identity=identity,
+        install_key=install_key,
+        scratch_url=scratch_url_file,
+        credentials=credentials,
+    )
     files = containers.kubernetes(plan, found)
     return files_outcome(
         files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found)
@@ -287,8 +317,10 @@ def _image(
     plan: Any,
     name: str | None,
     to: Path | None,
+    *,
     identity: Path | None,
     install_key: Path | None,
+    scratch_url: Path | None,
     credentials: Path | None,
 ) -> Any:
     """Return the image and what its containers need besides the options of `backup`.
@@ -328,6 +360,7 @@ def _image(
         scheme=remote[0].partition(":")[0] if remote else "",
         identity=path(identity),
         install_key=path(install_key),
+        scratch_url=path(scratch_url),
         credentials=path(credentials),
     )
     refuse_unmounted(plan, found)
@@ -335,9 +368,11 @@ def _image(
 
 
 def _container_warnings(run: Run, plan: Any, image: Any) -> tuple[str, ...]:
-    from sagewai_ops.schedule.containers import can_decrypt, has_key
+    from sagewai_ops.schedule.containers import can_decrypt, can_drill, has_key
 
     warnings = _warnings(run, plan)
+    if not can_drill(plan, image):
+        warnings += (_NO_SERVER,)
     if not can_decrypt(plan, image):
         warnings += (_UNREADABLE,)
     return warnings if has_key(plan, image) else (*warnings, _NO_KEY)

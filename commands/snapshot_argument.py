@@ -88,11 +88,14 @@ def find_named(
     directory = run.snapshots(home, snapshots)
     trust = trust_of(home, directory, run.settings.environment)
     known = catalog.list_snapshots(directory) if len(trust.home_ids) == 1 else []
+    ids = ids_at_place(home, known, trust)
+    if snapshot == "latest":
+        catalog.require_one_home(directory, known, ids - trust.home_ids)
     skipped: list[Any] = []
     path = catalog.find_snapshot(
         directory,
         snapshot,
-        ids_at_place(home, known, trust),
+        ids,
         lambda found: confirm(directory, found, trust),
         report_skipped=skipped.extend,
         or_newest=or_newest,

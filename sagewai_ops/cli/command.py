@@ -366,10 +366,7 @@ def _reported(run: Run, ended: _Ended) -> dict[str, Any]:
 
 
 def find_reporter(run: Run, given: Mapping[str, Any]) -> "Reporter | None":
-    """Return where the run is reported; None for nowhere, which costs nothing.
-
-    Args:
-        given: The options of `UNATTENDED`, by parameter.
+    """Return where the options of `UNATTENDED` report the run; None for nowhere.
 
     Raises:
         UsageError: The URL to ping, or one to notify, is not a URL.

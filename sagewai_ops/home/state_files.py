@@ -161,13 +161,18 @@ def identity_of(home: Home, hostname: str) -> tuple[str, ...]:
         home: Need not exist.
         hostname: Of this machine.
     """
-    place = _digest("place", hostname, os.fspath(home.root))
+    place = place_identity(hostname, os.fspath(home.root))
     for content in (read_documents(home).get(member) for member in _state_places(home)):
         state = _parse(content, []) if content else None
         admin = state.get("admin") if isinstance(state, dict) else None
         if isinstance(state, dict) and isinstance(admin, dict) and admin.get("id"):
             return _digest("admin", str(admin["id"]), str(state.get("setup_at"))), place
     return (place,)
+
+
+def place_identity(hostname: str, path: str) -> str:
+    """Return the id that a home without an administrator has."""
+    return _digest("place", hostname, path)
 
 
 def _digest(*words: str) -> str:

@@ -1,9 +1,10 @@
 """Schedules where Sagewai runs in containers: Compose and Kubernetes.
 
 Three parts use the same home: a backup each night, a drill each week, and a restore to an empty
-volume before Sagewai starts. The facts about Sagewai's image and Compose file: service `backend`,
-user 1001:1001, home /home/sagewai/.sagewai. The file of Sagewai 1.0.1 has no volume for that home;
-this one has.
+volume before Sagewai starts. They have one fixed host name: an engine chooses another for each
+container, and the host name identifies a home without an administrator. The facts about Sagewai's
+image and Compose file: service `backend`, user 1001:1001, home /home/sagewai/.sagewai. The file of
+Sagewai 1.0.1 has no volume for that home; this one has.
 """
 
 import json
@@ -18,6 +19,8 @@ from sagewai_ops.schedule.template import Value, fill_template, flag, refuse_con
 
 HOME = "/home/sagewai/.sagewai"
 SNAPSHOTS = "/snapshots"
+STATE = "/state"  # the user's state directory, which a restart of a container must not remove
+HOST = "sagewai-ops"
 USER = "1001:1001"
 DRILL, RESTORE = "sagewai-ops-drill", "sagewai-ops-restore"
 # Scheme of a place -> the variable that names its file of credentials.
@@ -30,6 +33,7 @@ CREDENTIALS = {
 _SECRETS, _SECRETS_IN_POD = "/run/secrets", "/run/sagewai-ops"
 _HOME_VOLUME = "sagewai-home"
 _SNAPSHOT_VOLUME = "sagewai-snapshots"
+_STATE_VOLUME = "sagewai-ops-state"
 _JITTER = "15m"
 _DRILL_HOURS = 2  # after the time of the backup, on Sundays
 _RECIPIENTS = ("--recipient", "--recipients-file")
@@ -43,6 +47,7 @@ _UNMOUNTED = {
 }
 _WRITTEN = ("--metrics-file", "--log-file", "--work-dir")
 _OPENS, _TARGET = ("--passphrase-file",), ("--url-file",)
+_RECOVERY = ("--notify-on", "recovery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Image:
         version: Of sagewai-ops, if the image is to be built; "" for an existing image.
         place: The URL of a remote place; "" for a volume.
         scheme: Of the place, or of the first one of `--also`; "" for none.
-        identity, install_key, credentials: Files; "" for none.
+        identity, install_key, scratch_url, credentials: Files; "" for none.
         mounted: The directory of the secrets in the container.
     """
 
@@ -63,6 +68,7 @@ class Image:
     scheme: str = ""
     identity: str = field(default="", repr=False)
     install_key: str = field(default="", repr=False)
+    scratch_url: str = field(default="", repr=False)
     credentials: str = field(default="", repr=False)
     mounted: str = _SECRETS
 
@@ -72,6 +78,7 @@ class Image:
         files = {
             "identity": self.identity,
             "master-key": self.install_key,
+            "scratch-url": self.scratch_url,
             "credentials": self.credentials,
         }
         return {name: path for name, path in files.items() if path}
@@ -92,16 +99,17 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
         snapshots: The snapshot directory on the host; "" for a named volume.
     """
     is_local = not image.place
-    volumes = [] if home else [_HOME_VOLUME]
+    volumes = [_STATE_VOLUME] if home else [_HOME_VOLUME, _STATE_VOLUME]
     if is_local and not snapshots:
         volumes.append(_SNAPSHOT_VOLUME)
     loop = ["schedule", "run", "--every"]
     backup = [*loop, f"day@{_time(plan)}", "--jitter", _JITTER, "--", *_backup(plan, image)]
-    services = [_service(plan, image, NAME, backup, compose_string)]
+    services = [_service(plan, image, NAME, backup, compose_string, has_state=True)]
     if can_decrypt(plan, image):
         drill = [*loop, f"sunday@{_time(plan, _DRILL_HOURS)}", "--", *_drill(plan, image)]
-        services.append(_service(plan, image, DRILL, drill, compose_string))
-        services.append(_service(plan, image, RESTORE, _restore(plan, image), compose_string))
+        restore = _restore(plan, image)
+        for name, words in ((DRILL, drill), (RESTORE, restore)):
+            services.append(_service(plan, image, name, words, compose_string, has_state=True))
     secrets = {**plan.secrets, **image.secrets}
     values: dict[str, Value] = {
         "image": compose_string(image.name),
@@ -109,6 +117,8 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
         "user_name": plan.user or USER,
         "home_volume": _mount(home, _HOME_VOLUME, HOME),
         "snapshot_volume": _mount(snapshots, _SNAPSHOT_VOLUME, SNAPSHOTS),
+        "state_volume": _mount("", _STATE_VOLUME, STATE),
+        "host": HOST,
         "local": flag(is_local),
         "services": services,
         "restores": flag(len(services) > 1),
@@ -127,10 +137,15 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
     """Return CronJobs with two volume claims, which must exist, and a patch for Sagewai's pod."""
     image = replace(image, mounted=_SECRETS_IN_POD)
     uid, _, gid = (plan.user or USER).partition(":")
-    jobs = [{**_service(plan, image, NAME, _backup(plan, image), yaml_string), "week_day": "*"}]
-    jobs[0] |= {"hour": plan.hour, "separator": []}
+    has_state = _RECOVERY in parse_options(plan.words)
+
+    def job(name: str, words: list[str]) -> dict[str, Value]:
+        return _service(plan, image, name, words, yaml_string, has_state=has_state)
+
+    backup = job(NAME, _backup(plan, image))
+    jobs = [{**backup, "week_day": "*", "hour": plan.hour, "separator": []}]
     if can_decrypt(plan, image):
-        drill = _service(plan, image, DRILL, _drill(plan, image), yaml_string)
+        drill = job(DRILL, _drill(plan, image))
         hour = (plan.hour + _DRILL_HOURS) % 24
         jobs.append({**drill, "week_day": "0", "hour": hour, "separator": [{}]})
     secrets = {**plan.secrets, **image.secrets}
@@ -142,6 +157,8 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
         "image": yaml_string(image.name),
         "jobs": jobs,
         "local": flag(not image.place),
+        "has_state": flag(has_state),
+        "host": HOST,
         "any_secret": flag(secrets),
         "mounted": image.mounted,
         "from_files": "".join(f" --from-file={name}=FILE" for name in secrets),
@@ -166,6 +183,12 @@ def compose_string(text: str) -> str:
     return yaml_string(text.replace("$", "$$"))
 
 
+def can_drill(plan: Plan, image: Image) -> bool:
+    """Return whether a drill, if it is printed, has a server for the database."""
+    has_server = any(option in _TARGET for option, _value in parse_options(plan.words))
+    return not has_server or bool(image.scratch_url) or not can_decrypt(plan, image)
+
+
 def has_key(plan: Plan, image: Image) -> bool:
     """Return whether a restore to an empty volume gets a master key, if it is printed."""
     is_sealed = ("--key", "sealed") in parse_options(plan.words)
@@ -178,6 +201,11 @@ def refuse_unmounted(plan: Plan, image: Image) -> None:
     Raises:
         UsageError: Such an option; the hint names what containers have instead.
     """
+    if image.scratch_url and not any(option in _TARGET for option, _ in parse_options(plan.words)):
+        raise UsageError(
+            "--scratch-url-file: for the drill of a database on a server, and none is backed up",
+            hint="add -- --url-file FILE, the URL of the database",
+        )
     writable = (HOME, *([] if image.place else [SNAPSHOTS]), "/tmp")  # noqa: S108 - the container's
     for option, value in parse_options(plan.words):
         if hint := _UNMOUNTED.get(option):
@@ -197,7 +225,13 @@ def _mount(directory: str, volume: str, place: str) -> str:
 
 
 def _service(
-    plan: Plan, image: Image, name: str, words: list[str], scalar: Callable[[str], str]
+    plan: Plan,
+    image: Image,
+    name: str,
+    words: list[str],
+    scalar: Callable[[str], str],
+    *,
+    has_state: bool = False,
 ) -> dict[str, Value]:
     """Return the values of one container: its words, its variables and the secrets it uses."""
     variables = {
@@ -205,6 +239,8 @@ def _service(
         "SAGEWAI_HOME": HOME,
         "SAGEWAI_OPS_SNAPSHOTS": image.place or SNAPSHOTS,
     }
+    if has_state:
+        variables["XDG_STATE_HOME"] = STATE
     paths = " ".join(words)
     if image.credentials:
         variables[CREDENTIALS[image.scheme]] = f"{image.mounted}/credentials"
@@ -231,7 +267,9 @@ def _backup(plan: Plan, image: Image) -> list[str]:
 
 
 def _drill(plan: Plan, image: Image) -> list[str]:
-    return ["drill", "latest", *_selected(plan, image, (*_OPENS, *_SHARED)), *_identity(image)]
+    server = ["--scratch-url-file", f"{image.mounted}/scratch-url"] if image.scratch_url else []
+    selected = _selected(plan, image, (*_OPENS, *_SHARED))
+    return ["drill", "latest", *selected, *_identity(image), *server]
 
 
 def _restore(plan: Plan, image: Image) -> list[str]:

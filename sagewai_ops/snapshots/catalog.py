@@ -5,10 +5,11 @@ the archive again, and a missing or damaged one never hides a snapshot.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.removal import remove_tree, sweep_leftovers
+from sagewai_ops.home.state_files import place_identity
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import RemotePath, is_remote
 from sagewai_ops.snapshots.cards import checked, read_owned_card, read_remote_cards
@@ -264,6 +266,7 @@ def find_snapshot(
         confirm: Confirms the facts of snapshots, as `trust.confirm`.
         home_ids: Of the current home: `latest` is its latest snapshot. If it has none (the home is
             lost, or on another machine), `latest` is the latest of all, if all are of one home.
+            Those from before it had an administrator are, if they have its master key.
         report_skipped: Receives those that are not good: the newer ones, and the chosen one.
         or_newest: `latest` is the newest one of all where no one is good.
 
@@ -379,12 +382,54 @@ def _own_snapshots(directory: Path, known: list[Snapshot], home_ids: set[str]) -
     own = [snapshot for snapshot in known if snapshot.home_id in home_ids]
     if own or not known:
         return own
-    if len({snapshot.home_id for snapshot in known if snapshot.home_id}) > 1:
-        raise UsageError(
-            f"snapshot latest: {directory} has snapshots of several homes, none of this one",
-            hint="sagewai-ops snapshots list  # then name one by its id",
-        )
+    if len(_homes_of(known)) > 1:
+        raise _several_homes(directory, "none of this one")
     return known
+
+
+def _homes_of(known: Iterable[Snapshot]) -> set[str]:
+    """Return the ids of homes, without the former one that a home had from its place alone."""
+    keys: dict[str, set[str]] = {}
+    for item in known:
+        keys.setdefault(item.home_id, set()).add(str(item.card.get("key_fingerprint") or ""))
+    keys.pop("", None)
+    placed = {
+        item.home_id
+        for item in known
+        if item.home_id
+        == place_identity(str(item.card.get("host") or ""), str(item.card.get("home") or ""))
+    }
+    permanent = keys.keys() - placed
+    if len(permanent) != 1:
+        return set(keys)
+    (home,) = permanent
+    return {home} | {former for former in placed if not keys[former] <= keys[home] - {""}}
+
+
+def require_one_home(directory: Path, known: Iterable[Snapshot], home_ids: Container[str]) -> None:
+    """Refuse `latest` where several homes back up to a directory from the same path and host name.
+
+    Containers can have the same host name. The snapshots of a home that replaced another follow
+    those of the other one; where ids alternate, both homes are in use.
+
+    Args:
+        known: In their order.
+        home_ids: Of this path and host name.
+
+    Raises:
+        UsageError: They alternate.
+    """
+    ids = [item.home_id for item in known if item.home_id in home_ids]
+    changes = [home_id for home_id, _group in itertools.groupby(ids)]
+    if len(changes) > len(set(changes)):
+        raise _several_homes(directory, "all from this path and host name")
+
+
+def _several_homes(directory: Path, which: str) -> UsageError:
+    return UsageError(
+        f"snapshot latest: {directory} has snapshots of several homes, {which}",
+        hint="sagewai-ops snapshots list  # then name one by its id",
+    )
 
 
 def describe_skipped(snapshots: Iterable[Snapshot]) -> list[str]:

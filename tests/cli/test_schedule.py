@@ -282,10 +282,17 @@ def test_compose_is_valid_with_sagewais_own_file() -> None:
         RESTORE: {"condition": "service_completed_successfully"}
     }
     assert set(services) == {"backend", NAME, DRILL, RESTORE}
-    assert set(document["volumes"]) == {"sagewai-home", "sagewai-snapshots"}
+    assert set(document["volumes"]) == {"sagewai-home", "sagewai-snapshots", "sagewai-ops-state"}
     for name in (NAME, DRILL, RESTORE):
         service = services[name]
-        assert service["volumes"] == [home, "sagewai-snapshots:/snapshots"]
+        assert service["volumes"] == [
+            home,
+            "sagewai-snapshots:/snapshots",
+            "sagewai-ops-state:/state",
+        ]
+        # An engine would choose another for each container, and the home would have another id.
+        assert service["hostname"] == "sagewai-ops"
+        assert service["environment"]["XDG_STATE_HOME"] == "/state"
         assert (service["network_mode"], service["read_only"]) == ("none", True)
         assert (service["cap_drop"], service["user"]) == (["ALL"], "1001:1001")
         assert service["mem_limit"]
@@ -301,7 +308,7 @@ def test_compose_is_valid_with_sagewais_own_file() -> None:
         ["--identity", "/i", "--install-key", "/k", "--", "--recipient", RECIPIENT],
         ["--to", "s3://b/p", "--credentials", "/c", "--", "--passphrase-file", "/p",
          "--notify-file", "/n", "--metrics-file", "/tmp/m.prom"],
-        ["--", "--url-file", "/u", "--also", "gs://b/p"],
+        ["--scratch-url-file", "/s", "--", "--url-file", "/u", "--also", "gs://b/p"],
     ],
 )  # fmt: skip
 def test_commands_of_containers_are_lines_that_the_program_takes(
@@ -341,9 +348,10 @@ def test_compose_with_directories_and_secrets() -> None:
     assert sidecar["volumes"] == [
         {"type": "bind", "source": "/h", "target": "/home/sagewai/.sagewai"},
         {"type": "bind", "source": "/s", "target": "/snapshots"},
+        "sagewai-ops-state:/state",
     ]
-    assert sidecar["stop_grace_period"] == "75s"  # longer than the loop waits for a run
-    assert "volumes" not in document
+    assert sidecar["stop_grace_period"] == "90s"  # longer than the loop waits, and reports
+    assert document["volumes"] == {"sagewai-ops-state": {}}
     assert "network_mode" not in sidecar
     assert document["secrets"] == {"ping-url": {"file": "/etc/ping"}}
     assert sidecar["command"][-2:] == ["--ping-url-file", "/run/secrets/ping-url"]
@@ -445,6 +453,35 @@ def test_without_an_identity_there_is_no_drill_that_would_fail(kind: str) -> Non
     assert complete.err == ""
 
 
+@pytest.mark.parametrize("kind", ["compose", "kubernetes"])
+def test_the_drill_of_a_database_on_a_server_has_a_server_or_warns(kind: str) -> None:
+    """The URL is a secret of the drill alone; without a database on a server it is refused."""
+    words = ("--", "--url-file", "/u", "--key", "sealed", "--passphrase-file", "/p")
+    without = call("schedule", kind, *words)
+    complete = call("schedule", kind, "--scratch-url-file", "/s", *words)
+    useless = call("schedule", kind, "--scratch-url-file", "/s")
+
+    assert "add --scratch-url-file FILE" in without.err
+    assert (without.code, complete.code, complete.err) == (0, 0, "")
+    # The words of the drill, and for Compose the service and the secret, for Kubernetes both.
+    assert complete.out.count("--scratch-url-file") == 1
+    assert "network_mode" not in complete.out
+    assert useless.code == 2
+    assert "--scratch-url-file: for the drill of a database on a server" in useless.err
+
+
+def test_kubernetes_keeps_what_a_recovery_needs() -> None:
+    """Each run is another pod, whose /tmp ends with it: a claim has the state."""
+    words = ("--", "--notify-file", "/n", "--notify-on", "recovery")
+    for document in _documents("kubernetes", *words):
+        pod = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert {"name": "XDG_STATE_HOME", "value": "/state"} in container["env"]
+        assert {"name": "state", "mountPath": "/state"} in container["volumeMounts"]
+        claim = {"claimName": "sagewai-ops-state"}
+        assert {"name": "state", "persistentVolumeClaim": claim} in pod["volumes"]
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_compose_escapes_paths_and_words(name: str) -> None:
     """Through YAML and Compose's variables."""
@@ -461,7 +498,7 @@ def test_compose_escapes_paths_and_words(name: str) -> None:
             "target": target,
         }
         for place, target in (("/", "/home/sagewai/.sagewai"), ("/s/", "/snapshots"))
-    ]
+    ] + ["sagewai-ops-state:/state"]
     assert service["command"][8:] == [word.replace("$", "$$") for word in words]
 
 
@@ -479,6 +516,8 @@ def test_kubernetes_is_valid_and_careful() -> None:
         assert spec["concurrencyPolicy"] == "Forbid"
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["automountServiceAccountToken"] is False
+        assert pod["hostname"] == "sagewai-ops"
+        assert "XDG_STATE_HOME" not in json.dumps(document)
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
         # It would make the master key accessible to the group, and Sagewai then replaces the key.

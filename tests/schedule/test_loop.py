@@ -159,7 +159,7 @@ def test_a_killed_run_has_no_document() -> None:
 
 
 @pytest.mark.parametrize(("code", "is_reported"), [(1, False), (13, True), (137, False)])
-def test_what_prints_nothing_and_ends_may_have_reported(code: int, is_reported: bool) -> None:
+def test_what_prints_nothing_and_ends_may_have_reported(code: int, *, is_reported: bool) -> None:
     """Not an interpreter that does not start, nor a wrapper; but a run on a full disk."""
     ended = run_once([sys.executable, "-c", f"raise SystemExit({code})"])
 

@@ -2,14 +2,17 @@
 
 import json
 import os
+import socket
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from program import call
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.fs import beneath
+from sagewai_ops.home.state_files import place_identity
 from sagewai_ops.snapshots import cards, catalog
 
 
@@ -231,6 +234,61 @@ def test_latest_of_another_machine_is_the_latest_of_the_only_home(tmp_path: Path
     last = _archive(tmp_path, "20260102T000000Z-000002")
 
     assert catalog.find_snapshot(tmp_path, "latest", ("here",)) == last
+
+
+def test_latest_of_a_lost_home_is_not_from_before_its_administrator(tmp_path: Path) -> None:
+    """Its first snapshot has the id of a place, which a container has for a moment only."""
+    place: dict[str, Any] = {"host": "container", "home": "/h"}
+    former = {**place, "home_id": place_identity("container", "/h")}
+    _archive(tmp_path, "20260101T000000Z-000001", sequence=1, **former, key_fingerprint="a" * 16)
+    admin = {**place, "home_id": "admin", "key_fingerprint": "a" * 16}
+    last = _archive(tmp_path, "20260102T000000Z-000002", sequence=2, **admin)
+
+    assert catalog.find_snapshot(tmp_path, "latest", ("other",)) == last
+
+    # Without the same key it is another home, and a home with an administrator always is.
+    _archive(tmp_path, "20260103T000000Z-000003", sequence=3, **former, key_fingerprint="b" * 16)
+    with pytest.raises(UsageError, match="several homes"):
+        catalog.find_snapshot(tmp_path, "latest", ("other",))
+
+
+def test_one_key_does_not_make_two_homes_one(tmp_path: Path) -> None:
+    """It may be in the environment of both."""
+    key: dict[str, Any] = {"key_fingerprint": "a" * 16}
+    _archive(tmp_path, "20260101T000000Z-000001", sequence=1, home_id="one", **key)
+    _archive(tmp_path, "20260102T000000Z-000002", sequence=2, home_id="two", **key)
+
+    with pytest.raises(UsageError, match="several homes"):
+        catalog.find_snapshot(tmp_path, "latest", ("other",))
+
+
+def test_homes_of_one_place_that_alternate_are_several(tmp_path: Path) -> None:
+    """Two projects of containers that back up to one prefix; a home set up again is one."""
+    for day, home_id in enumerate(["before", "one", "one"], 1):
+        _archive(tmp_path, f"2026010{day}T000000Z-000001", sequence=day, home_id=home_id)
+    ids = {"before", "one"}
+    catalog.require_one_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
+
+    _archive(tmp_path, "20260104T000000Z-000001", sequence=4, home_id="before")
+    with pytest.raises(UsageError, match="several homes, all from this path"):
+        catalog.require_one_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
+
+
+def test_an_empty_volume_gets_no_home_of_another_project(tmp_path: Path) -> None:
+    """Where two back up to one directory, each with the path and host name of the other."""
+    home, directory = tmp_path / "home", tmp_path / "snapshots"
+    for path in (home, directory):
+        path.mkdir(mode=0o700)
+    place: dict[str, Any] = {"host": socket.gethostname(), "home": str(home)}
+    for day, home_id in enumerate(["one", "two", "one"], 1):
+        identifier = f"2026010{day}T000000Z-000001"
+        _archive(directory, identifier, sequence=day, home_id=home_id, **place)
+
+    answer = call("--home", home, "restore", "latest", "--if-empty", "--snapshots", directory)
+
+    assert answer.code == 2
+    assert "several homes, all from this path and host name" in answer.err
+    assert not list(home.iterdir())
 
 
 def test_latest_of_nothing_is_not_found(tmp_path: Path) -> None:
