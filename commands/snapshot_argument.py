@@ -90,7 +90,7 @@ def find_named(
     known = catalog.list_snapshots(directory) if len(trust.home_ids) == 1 else []
     ids = ids_at_place(home, known, trust)
     if snapshot == "latest":
-        catalog.require_one_home(directory, known, ids - trust.home_ids)
+        catalog.require_single_home(directory, known, ids - trust.home_ids)
     skipped: list[Any] = []
     path = catalog.find_snapshot(
         directory,

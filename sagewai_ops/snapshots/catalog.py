@@ -406,7 +406,9 @@ def _homes_of(known: Iterable[Snapshot]) -> set[str]:
     return {home} | {former for former in placed if not keys[former] <= keys[home] - {""}}
 
 
-def require_one_home(directory: Path, known: Iterable[Snapshot], home_ids: Container[str]) -> None:
+def require_single_home(
+    directory: Path, known: Iterable[Snapshot], home_ids: Container[str]
+) -> None:
     """Refuse `latest` where several homes back up to a directory from the same path and host name.
 
     Containers can have the same host name. The snapshots of a home that replaced another follow

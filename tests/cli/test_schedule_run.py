@@ -191,7 +191,7 @@ def test_what_would_fail_each_night_is_refused_at_the_start(
 def test_a_run_that_finds_no_memory_is_retried(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It does not end the loop, and is reported; that its URL is none is no end either."""
+    """It does not end the loop, and is reported; nor does an invalid URL end it."""
 
     def fail(_words: object) -> None:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))

@@ -267,11 +267,11 @@ def test_homes_of_one_place_that_alternate_are_several(tmp_path: Path) -> None:
     for day, home_id in enumerate(["before", "one", "one"], 1):
         _archive(tmp_path, f"2026010{day}T000000Z-000001", sequence=day, home_id=home_id)
     ids = {"before", "one"}
-    catalog.require_one_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
+    catalog.require_single_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
 
     _archive(tmp_path, "20260104T000000Z-000001", sequence=4, home_id="before")
     with pytest.raises(UsageError, match="several homes, all from this path"):
-        catalog.require_one_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
+        catalog.require_single_home(tmp_path, catalog.list_snapshots(tmp_path), ids)
 
 
 def test_an_empty_volume_gets_no_home_of_another_project(tmp_path: Path) -> None:
