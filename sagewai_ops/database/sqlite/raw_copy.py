@@ -151,12 +151,13 @@ def copy_changed_blocks(
                 piece = block[start : min(size, start + _CLONED_BYTES)]
                 end = start + len(piece)
                 if end > size_known or piece != known[start:end]:
-                    _write_at(target, memoryview(piece), offset + start)
+                    write_at(target, memoryview(piece), offset + start)
         offset += size
         report(offset)
 
 
-def _write_at(target: int, content: memoryview, offset: int) -> None:
+def write_at(target: int, content: memoryview, offset: int) -> None:
+    """Write all of `content` at an offset."""
     while content:
         count = os.pwrite(target, content, offset)
         content, offset = content[count:], offset + count
