@@ -11,9 +11,9 @@ import functools
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -32,7 +32,7 @@ from sagewai_ops.schema.constraints import (
     find_duplicates,
     read_key,
 )
-from sagewai_ops.schema.drift import find_drift
+from sagewai_ops.schema.drift import drift_of
 from sagewai_ops.schema.findings import Finding, Tally
 from sagewai_ops.schema.sqlite_revision import Level, read_level
 
@@ -97,8 +97,8 @@ def check_database(
             level = read_level(connection)
             rows = count_rows(connection)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
-            schema = [*_check_schema(connection, level)]
             present = sqlite_catalog.read_tables(connection, sqlite_catalog.expected())
+            schema = [*_check_schema(connection, level, present)]
             of_tables = threads.check_tables(present, rows)
             found = [*threads.wait_for_integrity(), *schema, *of_tables]
     return Checked(
@@ -115,7 +115,9 @@ def check_database(
     )
 
 
-def _check_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Finding]:
+def _check_schema(
+    connection: sqlite3.Connection, level: Level, present: Mapping[str, sqlite_catalog.Table]
+) -> Iterator[Finding]:
     if level.state == "behind":
         yield Finding("level", "", "", f"is behind, at {level.revision or 'no revision'}")
     elif level.state != "current":
@@ -127,7 +129,7 @@ def _check_schema(connection: sqlite3.Connection, level: Level) -> Iterator[Find
         yield Finding("drift", item.table, "", item.reason)
     if level.state == "empty":
         return
-    for drift in find_drift(connection):
+    for drift in drift_of(present):
         reason = drift.shown.partition(": ")[2]
         yield Finding("drift", drift.table, drift.name, reason)
 
@@ -181,13 +183,28 @@ class _Threads:
             rows: The number of rows of each.
         """
         self._total = sum(rows.get(table, 0) for table in present)
-        tables = sorted(present)
         # The largest first, so that the threads end together.
-        checks: dict[str, Future[list[Finding]]] = {
-            table: self._pool.submit(self._check_table, table, present)
-            for table in sorted(tables, key=lambda table: -rows.get(table, 0))
-        }
-        return [finding for table in tables for finding in checks[table].result()]
+        waiting = deque(sorted(present, key=lambda table: (-rows.get(table, 0), table)))
+        found: dict[str, list[Finding]] = {}
+        workers = [
+            self._pool.submit(self._check_waiting, waiting, present, found) for _ in range(_THREADS)
+        ]
+        for worker in workers:
+            worker.result()
+        return [finding for table in sorted(present) for finding in found[table]]
+
+    def _check_waiting(
+        self,
+        waiting: deque[str],
+        present: Mapping[str, sqlite_catalog.Table],
+        found: dict[str, list[Finding]],
+    ) -> None:
+        """Check tables until none is left, over one connection: opening one parses the schema."""
+        while waiting:
+            with self._connection() as connection, suppress(IndexError):
+                while connection.in_transaction:  # an error can end it
+                    table = waiting.popleft()
+                    found[table] = self._check_table(connection, table, present)
 
     def _check_integrity(self) -> list[Finding]:
         """Run SQLite's integrity check."""
@@ -200,29 +217,31 @@ class _Threads:
         ]
 
     def _check_table(
-        self, table: str, present: Mapping[str, sqlite_catalog.Table]
+        self,
+        connection: sqlite3.Connection,
+        table: str,
+        present: Mapping[str, sqlite_catalog.Table],
     ) -> list[Finding]:
         """Check the values and the constraints of one table."""
         tally = Tally()
         found: list[Finding] = []
-        with self._connection() as connection:
-            key = functools.partial(read_key, connection, table, present)
+        key = functools.partial(read_key, connection, table, present)
 
-            def report(
-                kind: str, column: str, reason: str, rows: Sequence[int], *, is_note: bool
-            ) -> None:
-                tally.add(kind, table, column, reason, rows, key, is_note=is_note)
+        def report(
+            kind: str, column: str, reason: str, rows: Sequence[int], *, is_note: bool
+        ) -> None:
+            tally.add(kind, table, column, reason, rows, key, is_note=is_note)
 
-            try:
-                if self._check_values:
-                    columns = tuple(present[table].columns)
-                    self._check_values(connection, table, columns, report, self._count)
-                connection.text_factory = bytes  # keys are shown even if they are not UTF-8
-                find_check_violations(connection, table, present, tally)
-                found += find_duplicates(connection, table, present)
-                found += find_dangling_references(connection, table, present)
-            except sqlite3.DatabaseError as error:
-                found.append(_unreadable(table, error))
+        try:
+            if self._check_values:
+                columns = tuple(present[table].columns)
+                self._check_values(connection, table, columns, report, self._count)
+            connection.text_factory = bytes  # keys are shown even if they are not UTF-8
+            find_check_violations(connection, table, present, tally)
+            found += find_duplicates(connection, table, present)
+            found += find_dangling_references(connection, table, present)
+        except sqlite3.DatabaseError as error:
+            found.append(_unreadable(table, error))
         return [*tally.findings(), *found]
 
     def _count(self, rows: int) -> None:

@@ -69,15 +69,12 @@ def find_drift(connection: sqlite3.Connection) -> tuple[Drift, ...]:
     Raises:
         sqlite3.Error: The database cannot be read.
     """
-    wanted = sqlite_catalog.expected()
-    present = sqlite_catalog.read_tables(connection, wanted)
-    return tuple(_drift(wanted, present))
+    return tuple(drift_of(sqlite_catalog.read_tables(connection, sqlite_catalog.expected())))
 
 
-def _drift(
-    wanted: Mapping[str, sqlite_catalog.Table], present: Mapping[str, sqlite_catalog.Table]
-) -> Iterator[Drift]:
-    for table, fresh in wanted.items():
+def drift_of(present: Mapping[str, sqlite_catalog.Table]) -> Iterator[Drift]:
+    """Compare the tables of Sagewai that a database has with a fresh home's."""
+    for table, fresh in sqlite_catalog.expected().items():
         if table not in present:
             yield Drift(table, "", "missing-table")
             continue

@@ -123,7 +123,7 @@ def _table(connection: sqlite3.Connection, name: str, definition: str) -> Table:
             uniques.append(_index_columns(connection, index))
     return Table(
         columns,
-        frozenset(_checks(definition)),
+        _checks(definition),
         frozenset(uniques),
         frozenset(_foreign_keys(connection, name)),
         indexes,
@@ -134,9 +134,11 @@ def _index(connection: sqlite3.Connection, name: str, *, unique: bool) -> Index:
     (definition,) = connection.execute(
         "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?", (name,)
     ).fetchone()
-    tokens = list(_tokens(definition))
-    words = [token.lower() for token in tokens]
-    where = tokens[words.index("where") + 1 :] if "where" in words else []
+    where: list[str] = []
+    if "where" in definition.lower():
+        tokens = list(_tokens(definition))
+        words = [token.lower() for token in tokens]
+        where = tokens[words.index("where") + 1 :] if "where" in words else []
     return Index(name, _index_columns(connection, name), unique, normalised(" ".join(where)))
 
 
@@ -165,8 +167,10 @@ def _foreign_keys(connection: sqlite3.Connection, name: str) -> Iterator[Foreign
         )
 
 
-def _checks(definition: str) -> Iterator[str]:
-    """Yield the conditions of the CHECKs in a CREATE TABLE, without their parentheses."""
+@functools.cache  # the tables of most homes are those of a fresh one
+def _checks(definition: str) -> frozenset[str]:
+    """Return the conditions of the CHECKs in a CREATE TABLE, without their parentheses."""
+    found = set()
     tokens = list(_tokens(definition))
     for place, token in enumerate(tokens):
         if token.upper() != "CHECK" or tokens[place + 1 : place + 2] != ["("]:
@@ -177,7 +181,8 @@ def _checks(definition: str) -> Iterator[str]:
             if depth == 0:
                 break
             end += 1
-        yield normalised(" ".join(tokens[place + 2 : end]))
+        found.add(normalised(" ".join(tokens[place + 2 : end])))
+    return frozenset(found)
 
 
 def _tokens(text: str) -> Iterator[str]:

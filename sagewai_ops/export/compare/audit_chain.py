@@ -14,12 +14,14 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.compare.normalise import NULL, unescaped
 from sagewai_ops.export.convert.value import RefusedError, jsonb
-from sagewai_ops.export.mapping.plan import PlannedTable
+
+if TYPE_CHECKING:
+    from sagewai_ops.export.mapping.plan import PlannedTable
 
 AUDIT_TABLE = "audit_event"
 CHANGED = "jsonb changes a number that its hash covers"

@@ -229,10 +229,10 @@ def describe_conversion(kind: str, value: Stored) -> tuple[str, str] | None:
     written = value.decode()
     if kind == "boolean":
         return "boolean-word", "a word that becomes a boolean; Sagewai on SQLite reads it as true"
-    if kind == "uuid" and written != str(uuid_of(written)):
-        if _UUID.fullmatch(written):
-            return "uuid-form", "a UUID that PostgreSQL writes in another form"
+    if kind == "uuid" and not _UUID.fullmatch(written):
         return "derived-uuid", "an id that becomes a UUID derived from it"
+    if kind == "uuid" and written != str(uuid_of(written)):
+        return "uuid-form", "a UUID that PostgreSQL writes in another form"
     if kind == "timestamptz" and (match := _TIMESTAMP.fullmatch(written)):
         if match[4] == "24" or match[6] == "60":
             return "rolled-timestamp", "24:00:00 or second 60, which becomes the next day or minute"
