@@ -17,7 +17,7 @@ from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.remote.path import RemotePath, tree_store
-from sagewai_ops.remote.store import TREE
+from sagewai_ops.remote.store import TREE, Bounds
 
 _RECORDS = (HEADER_NAME, MANIFEST_NAME, SUM_NAME, MAC_NAME)
 _MOST_NAMED = 200  # files that are named to the engine; more are fetched with all others
@@ -71,8 +71,10 @@ class RepositoryReader(DirectoryReader):
             chosen = [entry for entry in self.manifest.entries if entry.type is EntryType.FILE]
         needed = sum(entry.size_bytes for entry in chosen)
         require_free_bytes(self._directory, needed)
-        most = max([MAX_MANIFEST_BYTES, *(entry.size_bytes for entry in chosen)])
-        tree_store(self._path).fetch(self._path.member, names, self._directory, most)
+        # Directories and links count as entries.
+        written = chosen if names else self.manifest.entries
+        bounds = Bounds.of([MAX_MANIFEST_BYTES, *(entry.size_bytes for entry in written)])
+        tree_store(self._path).fetch(self._path.member, names, self._directory, bounds)
         self._fetched.update(entry.path for entry in chosen)
 
     def _check_type(self, entry: Entry) -> None:
@@ -103,8 +105,8 @@ def open_repository(
         if members and len(members) <= _MOST_NAMED:
             require_free_bytes(directory, sum(members.values()))
             names += [name for name in members if name not in _RECORDS]
-        most = max([MAX_MANIFEST_BYTES, *(members or {}).values()])
-        store.fetch(path.member, names, directory, most)
+        bounds = Bounds.of([MAX_MANIFEST_BYTES, *(members or {}).values()])
+        store.fetch(path.member, names, directory, bounds)
         try:
             descriptor = beneath.open_directory(directory / TREE)
         except (FileNotFoundError, NotADirectoryError) as error:

@@ -259,15 +259,19 @@ def sweep_repository(place: RemotePath, ids: Collection[str]) -> list[str]:
         tree_store(place).refresh()
         left = _left_in(place, ids)
         tree_store(place).forget_all(left, ids)
+    tree_store(place).forget_partial(ids, _now_in(place) - _KILLED_AFTER)
     return left
 
 
+def _now_in(place: RemotePath) -> datetime:
+    """Return the time here, or that of what was stored last, if this clock is fast."""
+    newest = max((item.modified_at for item in place.store.list()), default=None)
+    return min(filter(None, (datetime.now(timezone.utc), newest)))
+
+
 def _left_in(place: RemotePath, ids: Collection[str]) -> list[str]:
-    listed = place.store.list()
-    known = {item.name for item in listed}
-    # The clock here, or that of what was stored last, if this one is fast.
-    newest = max((item.modified_at for item in listed), default=None)
-    now = min(filter(None, (datetime.now(timezone.utc), newest)))
+    known = {item.name for item in place.store.list()}
+    now = _now_in(place)
     return [
         item.name
         for item in tree_store(place).trees_of(ids)

@@ -34,11 +34,14 @@ from sagewai_ops.errors import (
     TargetBusyError,
 )
 from sagewai_ops.records import dataclass
-from sagewai_ops.remote.store import TREE
+from sagewai_ops.remote.store import TREE, Bounds
 
 _OLDEST = (1, 2)
 _VERSION = re.compile(rb"borg (\d+)\.(\d+)")
-_ENGINE_ID = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,199}~[0-9]{20}")  # never like an option
+# Never like an option. A run that is killed after half an hour leaves a checkpoint.
+_ENGINE_ID = re.compile(
+    r"([A-Za-z0-9._][A-Za-z0-9._-]{0,199})~([0-9]{20})(\.checkpoint(\.[0-9]+)?)?"
+)
 _MOMENT = "%Y%m%d%H%M%S%f"  # in it, UTC
 _CAUSE = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")  # in the last line of a traceback
 _NO_CAUSES = ("Local Exception", "Remote Exception")  # a traceback follows
@@ -113,12 +116,17 @@ class Borg:
 
     def list(self) -> Listing:
         """Return what this program stored."""
-        finished = self._run(["list", "--json", "--format", "{comment}"])
+        options = ["--json", "--format", "{comment}", "--consider-checkpoints"]
+        finished = self._run(["list", *options])
         try:
             listed = json.loads(finished.output)
             mode = listed["encryption"]["mode"]
-            objects = [found for item in listed["archives"] if (found := _parse(item))]
-            return Listing(objects, is_encrypted=mode not in _CLEAR_MODES)
+            found = [stored for item in listed["archives"] if (stored := _parse(item))]
+            return Listing(
+                [stored for stored in found if not _is_partial(stored)],
+                is_encrypted=mode not in _CLEAR_MODES,
+                partial=[stored for stored in found if _is_partial(stored)],
+            )
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise OpsError("borg: list of an unknown form", hint="borg --version") from error
 
@@ -157,13 +165,13 @@ class Borg:
         stored: StoredObject,
         paths: Sequence[str] | None,
         target: Path,
-        most_file_bytes: int | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         """Write a tree, or files of it, below a directory."""
         # Not `pf:`: borg 1.2 warns that a path of this kind never matched, although it does.
         chosen = [f"pp:{TREE}/{path}" for path in paths or ()]
         arguments = ["extract", f"::{stored.engine_id}", *chosen]
-        self._run(arguments, directory=target, most_file_bytes=most_file_bytes)
+        self._run(arguments, directory=target, bounds=bounds)
 
     def forget(self, stored: Iterable[StoredObject]) -> None:
         """Remove archives."""
@@ -221,15 +229,19 @@ def _parse(item: Any) -> StoredObject | None:
     if mark != MARK:
         return None
     named, engine_id = parse_labels(labels), item["name"]
-    # Not the archive that a killed run leaves: it has `.checkpoint` at its end.
-    name, _, digits = engine_id.rpartition("~")
-    if not _ENGINE_ID.fullmatch(engine_id) or name != named.get("name"):
+    match = _ENGINE_ID.fullmatch(engine_id)
+    if not match or match[1] != named.get("name"):
         return None
     try:  # what borg lists is of the local zone, in which an hour comes twice
-        moment = datetime.strptime(digits, _MOMENT).replace(tzinfo=timezone.utc)
+        moment = datetime.strptime(match[2], _MOMENT).replace(tzinfo=timezone.utc)
     except ValueError:
         return None
     return labelled(engine_id, named, moment)
+
+
+def _is_partial(stored: StoredObject) -> bool:
+    """Return whether an archive is a checkpoint."""
+    return ".checkpoint" in stored.engine_id.rpartition("~")[2]
 
 
 def _text(line: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +22,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import REPOSITORY_VARIABLES, repository_address
-from sagewai_ops.remote.store import TREE
+from sagewai_ops.remote.store import TREE, Bounds
 from sagewai_ops.text import shell_word
 
 MARK = "sagewai-ops"  # of everything that this program stores in a repository
@@ -131,10 +132,12 @@ class Listing:
     Attributes:
         objects: Everything that this program stored, in the engine's order.
         is_encrypted: Whether the engine encrypts what it stores there.
+        partial: What runs that were killed left of objects.
     """
 
     objects: list[StoredObject]
     is_encrypted: bool = True
+    partial: list[StoredObject] = field(default_factory=list)
 
 
 class Engine(Protocol):
@@ -204,13 +207,13 @@ class Engine(Protocol):
         stored: StoredObject,
         paths: Sequence[str] | None,
         target: Path,
-        most_file_bytes: int | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         """Write a tree, or files of it, to `tree` in a private directory.
 
         Args:
             paths: Relative to the tree; None for all.
-            most_file_bytes: Of each file; a longer one is damaged.
+            bounds: Of what is written; a tree that has more is damaged.
         """
         ...
 

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -26,12 +27,15 @@ from sagewai_ops.process.child import (
 from sagewai_ops.process.parent import parent_death_signal
 from sagewai_ops.process.threads import is_ending
 from sagewai_ops.records import dataclass
+from sagewai_ops.remote.store import ENTRY_BYTES, Bounds
 from sagewai_ops.text import printable
 
 MOST_OUTPUT_BYTES = 64 * 1024 * 1024  # a list of 100,000 snapshots has some 40 MB
 _MOST_MESSAGE_BYTES = 256 * 1024  # of stderr; what follows is read and dropped
 _MOST_SHOWN = 300  # characters of a message
 _END_SECONDS = 10.0  # from SIGTERM to SIGKILL: an engine removes its lock in a remote repository
+_MEASURE_SECONDS = 1.0  # between two measurements of what it has written
+_MEASURE_SHARE = 20  # times the duration of one
 # What an engine and the programs that it starts (ssh, rclone) need, and no secret of Sagewai.
 _NAMES = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 _PREFIXES = (
@@ -97,7 +101,7 @@ def run_engine(
     content: bytes | None = None,
     passed: Sequence[int] = (),
     most_bytes: int = MOST_OUTPUT_BYTES,
-    most_file_bytes: int | None = None,
+    bounds: Bounds | None = None,
 ) -> Finished:
     """Run an engine to its end.
 
@@ -107,23 +111,28 @@ def run_engine(
         content: Its standard input; None for an empty one.
         passed: Descriptors that it gets, with the same numbers.
         most_bytes: Of its output.
-        most_file_bytes: Of each file that it writes, in its cache too; None for no limit.
+        bounds: Of each file that it writes, in its cache too, and of all in `directory`.
 
     Raises:
         NotFoundError, PermissionDeniedError: It cannot be started.
-        DamagedError: It prints more than `most_bytes`, or writes a longer file.
+        DamagedError: It prints or writes more than allowed.
         InterruptedRunError: At a signal; the engine has ended.
     """
+    growth = (
+        _Growth(access.program, directory, bounds.total_bytes) if directory and bounds else None
+    )
 
-    def refuse_ending() -> None:
+    def check() -> None:
         if is_ending():
             raise OpsError(f"{access.program}: ended with the run")
+        if growth:
+            growth.check()
 
-    refuse_ending()
+    check()
     with contextlib.ExitStack() as stack:
 
         def start() -> subprocess.Popen[bytes]:
-            return _start(*(stack, access, arguments, directory, content, passed, most_file_bytes))
+            return _start(*(stack, access, arguments, directory, content, passed, bounds))
 
         process = stack.enter_context(
             child(start, end_seconds=_END_SECONDS, number=access.end_signal)
@@ -133,14 +142,16 @@ def run_engine(
                 process,
                 most_bytes=most_bytes,
                 most_message_bytes=_MOST_MESSAGE_BYTES,
-                check=refuse_ending,
+                check=check,
             )
         except OutputTooLongError:
             raise DamagedError(f"{access.program}: prints more than {most_bytes} bytes") from None
     lines = finished.messages.decode("utf-8", "replace").splitlines()
     is_too_long = any(word in line for line in lines for word in _TOO_LONG)
-    if finished.code and most_file_bytes is not None and is_too_long:
-        raise DamagedError(f"{access.program}: a file has more than {most_file_bytes} bytes")
+    if finished.code and bounds and is_too_long:
+        raise DamagedError(f"{access.program}: a file has more than {bounds.file_bytes} bytes")
+    if growth:
+        growth.check(is_last=True)
     shown = tuple(line for line in lines if line.strip())
     return Finished(finished.code, finished.output, shown)
 
@@ -158,7 +169,7 @@ def _start(
     directory: Path | None,
     content: bytes | None,
     passed: Sequence[int],
-    most_file_bytes: int | None,
+    bounds: Bounds | None,
 ) -> "subprocess.Popen[bytes]":
     environment = dict(access.environment)
     descriptors = [*passed]
@@ -167,7 +178,10 @@ def _start(
         environment[access.password_variable] = access.password_format.format(descriptor)
         descriptors.append(descriptor)
     source = stack.enter_context(_file_with(content)) if content is not None else subprocess.DEVNULL
-    request, limit = parent_death_signal(access.end_signal), limit_files(most_file_bytes)
+    request, limit = (
+        parent_death_signal(access.end_signal),
+        limit_files(bounds.file_bytes if bounds else None),
+    )
 
     def prepare() -> None:
         request()
@@ -193,6 +207,50 @@ def _start(
         raise PermissionDeniedError(f"{access.program}: not executable") from error
     except OSError as error:
         raise OpsError(f"{access.program}: {(error.strerror or 'not started').lower()}") from error
+
+
+class _Growth:
+    """How much a directory grows while an engine writes to it.
+
+    Args:
+        directory: Private.
+    """
+
+    def __init__(self, program: str, directory: Path, most_bytes: int) -> None:
+        self._program = program
+        self._directory = directory
+        self._most_bytes = most_bytes
+        self._before = _size_of(directory)
+        self._next = 0.0
+
+    def check(self, *, is_last: bool = False) -> None:
+        """Check the growth, if the last time is not just now.
+
+        Raises:
+            DamagedError: It is more than allowed.
+        """
+        started = time.monotonic()
+        if started < self._next and not is_last:
+            return
+        if _size_of(self._directory) - self._before > self._most_bytes:
+            raise DamagedError(f"{self._program}: writes more than {self._most_bytes} bytes")
+        now = time.monotonic()
+        self._next = now + max(_MEASURE_SECONDS, _MEASURE_SHARE * (now - started))
+
+
+def _size_of(directory: Path) -> int:
+    """Return what the entries of a directory have on the disk, each a block at least."""
+    total, directories = 0, [os.fspath(directory)]
+    while directories:
+        with contextlib.suppress(OSError), os.scandir(directories.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # just renamed
+                    found = entry.stat(follow_symlinks=False)
+                    # Neither holes nor what a file system allocates in advance.
+                    total += max(min(found.st_size, found.st_blocks * 512), ENTRY_BYTES)
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+    return total
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,7 +37,7 @@ from sagewai_ops.fs.given_files import path_owners, resolve_given_path
 from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import REPOSITORY_VARIABLES
-from sagewai_ops.remote.store import Deletion, ObjectFacts, Upload
+from sagewai_ops.remote.store import Bounds, Deletion, ObjectFacts, Upload
 from sagewai_ops.text import shell_word
 
 _MOST_CACHED_BYTES = 64 * 1024  # of an object; a metadata file has some 2 KB
@@ -126,6 +127,7 @@ class RepositoryStore:
         self._scratch = scratch
         self._opened: Engine | None = None
         self._objects: _Objects | None = None
+        self._partial: _Objects = []
         self._is_encrypted = True
         self._stored: dict[str, StoredObject] = {}  # by this run
         self._digests: dict[str, str] = {}  # in metadata files, by the engine's id
@@ -223,11 +225,9 @@ class RepositoryStore:
         new = NewTree(name, size_bytes, digest, home_label(home_id) if home_id else "")
         self._add(self._engine().store_tree(directory, new, parent))
 
-    def fetch(
-        self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
-    ) -> None:
+    def fetch(self, name: str, paths: Sequence[str] | None, target: Path, bounds: Bounds) -> None:
         """Write a tree, or files of it, to `tree` in a private directory."""
-        self._engine().restore(self._find(name), paths, target, most_file_bytes)
+        self._engine().restore(self._find(name), paths, target, bounds)
 
     def forget_all(self, names: Iterable[str], home_ids: Collection[str] | None = None) -> None:
         """Forget objects in one run of the engine."""
@@ -237,6 +237,14 @@ class RepositoryStore:
     def trees_of(self, home_ids: Collection[str]) -> _Facts:
         """List the trees of homes, with a metadata file or not."""
         return [_facts(item) for item in self._of_homes(home_ids) if item.is_tree]
+
+    def forget_partial(self, home_ids: Collection[str], before: datetime) -> None:
+        """Forget what runs that were killed before a moment left of trees of homes."""
+        self._all()
+        labels = set(map(home_label, home_ids))
+        self._forget(
+            [item for item in self._partial if item.home in labels and item.stored_at < before]
+        )
 
     def discard(self, name: str) -> None:
         """Forget what this run stored under a name, and nothing else."""
@@ -278,7 +286,8 @@ class RepositoryStore:
                 listing = self._engine().list()
             except NotFoundError as error:
                 raise self._not_initialised(error) from error
-            self._objects, self._is_encrypted = listing.objects, listing.is_encrypted
+            self._objects, self._partial = listing.objects, listing.partial
+            self._is_encrypted = listing.is_encrypted
             self._cache.keep(self._objects)
         return self._objects
 

@@ -35,7 +35,7 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.records import dataclass
-from sagewai_ops.remote.store import TREE
+from sagewai_ops.remote.store import TREE, Bounds
 
 _OLDEST = (0, 14)
 _VERSION = re.compile(rb"restic (\d+)\.(\d+)")
@@ -175,14 +175,14 @@ class Restic:
         stored: StoredObject,
         paths: Sequence[str] | None,
         target: Path,
-        most_file_bytes: int | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         """Write a tree, or files of it, below a directory."""
         arguments = ["restore", stored.engine_id, "--target", "."]
         for path in paths or ():
             escaped = _SPECIAL.sub(r"\\\1", f"/{TREE}/{path}")
             arguments += ["--include", escaped]
-        self._read(arguments, directory=target, most_file_bytes=most_file_bytes)
+        self._read(arguments, directory=target, bounds=bounds)
 
     def forget(self, stored: Iterable[StoredObject]) -> None:
         """Remove snapshots."""
@@ -261,16 +261,18 @@ class Restic:
             OpsError: It has another form.
         """
         try:
-            engine_id, tags, time = item["id"], item.get("tags") or [], item["time"]
+            engine_id, tags = item["id"], item.get("tags") or []
             labels = parse_labels(tags)
-            moment = datetime.fromisoformat(_FRACTION.sub("", time).replace("Z", "+00:00"))
-            moment = moment.astimezone(timezone.utc)
+            time = _FRACTION.sub("", item["time"]).replace("Z", "+00:00")
             source = str((item.get("paths") or [""])[0])
-        except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
+            is_id = _ID.fullmatch(engine_id)
+        except (TypeError, KeyError, AttributeError) as error:
             raise self._unknown("list") from error
-        if not _ID.fullmatch(engine_id):
-            return None
-        return labelled(engine_id, labels, moment, source)
+        try:
+            moment = datetime.fromisoformat(time).astimezone(timezone.utc)
+        except (ValueError, OverflowError):
+            return None  # of another writer: restic stores any year that it is given
+        return labelled(engine_id, labels, moment, source) if is_id else None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,9 @@ from sagewai_ops.fs.given_files import decode_given, passed_descriptor, read_giv
 from sagewai_ops.process.privileges import taken_account
 from sagewai_ops.text import shell_word
 
-_SECRET = re.compile(r"(PASS|PASSWD|PASSWORD|PASSPHRASE|SECRET|TOKEN|KEY|SAS)\Z")
+_SECRET = re.compile(
+    r"(PASS|PASSWD|PASSWORD|PASSPHRASE|SECRET|TOKEN|KEY|SAS|PASSCOMMAND|PASSWORD_COMMAND)\Z"
+)
 _LOGIN = re.compile(r"://[^/\s]*:[^/\s]*@")  # user and password of a URL
 
 

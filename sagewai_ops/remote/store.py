@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+ENTRY_BYTES = 4096  # that an entry of a directory counts as
+_MORE_BYTES = 64 * 1024 * 1024  # for directories, and for what an engine writes between two looks
 TREE = "tree"  # the directory of a snapshot, at the top of what a `TreeStore` stores
 
 
@@ -32,6 +34,25 @@ class ObjectFacts:
     name: str
     size_bytes: int
     modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may be written of a tree that is read: its manifest is not authenticated yet.
+
+    Attributes:
+        file_bytes: Of each file.
+        total_bytes: Of all; each entry counts as a block at least.
+    """
+
+    file_bytes: int
+    total_bytes: int
+
+    @classmethod
+    def of(cls, sizes: Collection[int]) -> Bounds:
+        """Return the bounds of files with these sizes, in bytes."""
+        total = sum(max(size, ENTRY_BYTES) for size in sizes)
+        return cls(max(sizes), total + _MORE_BYTES)
 
 
 class Deletion(enum.Enum):
@@ -168,14 +189,12 @@ class TreeStore(Protocol):
         """
         ...
 
-    def fetch(
-        self, name: str, paths: Sequence[str] | None, target: Path, most_file_bytes: int
-    ) -> None:
+    def fetch(self, name: str, paths: Sequence[str] | None, target: Path, bounds: Bounds) -> None:
         """Write a tree, or files of it, to `tree` in a private directory.
 
         Args:
             paths: Relative to the tree; None for all.
-            most_file_bytes: Of each file; a longer one is damaged.
+            bounds: Of what is written; a tree that has more is damaged.
         """
         ...
 
@@ -197,6 +216,10 @@ class TreeStore(Protocol):
 
     def trees_of(self, home_ids: Collection[str]) -> list[ObjectFacts]:
         """List the trees of homes, with a metadata file or not."""
+        ...
+
+    def forget_partial(self, home_ids: Collection[str], before: datetime) -> None:
+        """Delete what runs that were killed before a moment left of trees of homes: no objects."""
         ...
 
     def discard(self, name: str) -> None:

@@ -17,9 +17,11 @@ import sagewai_ops.engines.restic as restic_module
 from engine_repositories import Repository, repository
 from sagewai_ops.backup import repository as backup_repository
 from sagewai_ops.backup.repository import require_stored, sweep_repository
+from sagewai_ops.engines.engine import home_label
 from sagewai_ops.engines.repository import Connection, RepositoryStore, open_engine
 from sagewai_ops.errors import DamagedError, OpsError, RemoteError
 from sagewai_ops.remote.path import Place, RemotePath
+from sagewai_ops.remote.store import Bounds
 from sagewai_ops.snapshots.catalog import Snapshot, list_remote, new_id, tree_name
 from sagewai_ops.snapshots.remote_trash import list_trash, move_to_trash, purge, undelete
 
@@ -74,7 +76,7 @@ def _write(directory: Path, content: str) -> Path:
 
 def _read(store: RepositoryStore, target: Path, name: str = _TREE) -> str:
     target.mkdir()
-    store.fetch(name, None, target, 1 << 30)
+    store.fetch(name, None, target, Bounds(1 << 30, 1 << 30))
     return (target / "tree/f").read_text()
 
 
@@ -109,6 +111,33 @@ def test_list_of_restic_that_may_not_be_whole_is_an_error(
     with pytest.raises(OpsError) as raised:
         engine.list()
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
+    "time",
+    ["0000-01-01T00:00:00Z", "99999-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "yesterday", ""],
+)
+def test_snapshot_with_a_time_that_is_none_is_no_object(time: str, tmp_path: Path) -> None:
+    """Another writer of the repository stops no list; one without a time is of an unknown form."""
+    genuine = {
+        "id": "a" * 64,
+        "tags": ["sagewai-ops", "name=x.json", "bytes=3"],
+        "time": "2026-01-02T03:04:05.678901234+01:00",
+    }
+    program, listed = tmp_path / "restic", tmp_path / "listed"
+    program.write_text(f'#!/bin/sh\ncat "{listed}"\n')
+    program.chmod(0o755)
+    engine = open_engine(
+        Connection("restic", "restic:/none", "/none", {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    )
+    forged = genuine | {"id": "b" * 64, "time": time}
+
+    listed.write_text(json.dumps([forged, genuine]))
+    assert [item.engine_id for item in engine.list().objects] == ["a" * 64]
+    for unknown in ({"time": None}, {"time": 5}, {"id": 5}):
+        listed.write_text(json.dumps([genuine, genuine | unknown]))
+        with pytest.raises(OpsError, match="unknown form"):
+            engine.list()
 
 
 def test_tree_of_another_writer_replaces_no_snapshot(
@@ -161,6 +190,33 @@ def test_only_trees_of_the_own_home_are_swept(
 
     assert sweep_repository(_place(open_store()), ["mine", "former"]) == names[:1]
     assert [item.name for item in open_store().list()] == names[1:]
+
+
+@pytest.mark.parametrize("repository", ["borg"], indirect=True)
+def test_checkpoints_of_the_own_home_are_swept(
+    repository: Repository, open_store: Callable[[], RepositoryStore], tmp_path: Path
+) -> None:
+    """Those of yesterday; a run that continues, another home and another program keep theirs."""
+    store = open_store()
+    store.store_tree(_TREE, _write(tmp_path / "a", "new"), 3, "00", home_id="mine")
+    old, new = "20260102030405000000", f"{datetime.now(timezone.utc):%Y%m%d%H%M%S%f}"
+    archives = [
+        (f"{_TREE}~{old}.checkpoint", "mine", "sagewai-ops"),
+        (f"{_TREE}~{old}.checkpoint.1", "mine", "sagewai-ops"),
+        (f"{_TREE}~{new}.checkpoint", "mine", "sagewai-ops"),
+        (f"{_TREE}~{old}.checkpoint.2", "other", "sagewai-ops"),
+        ("photos.checkpoint", "mine", "photos"),
+    ]
+    for name, home, mark in archives:
+        comment = f"{mark} name={_TREE} bytes=3 manifest=00 home={home_label(home)}"
+        repository.run("create", "--comment", comment, f"::{name}", tmp_path / "a")
+
+    listed = [item.name for item in open_store().list()]
+    sweep_repository(_place(open_store()), ["mine"])
+
+    found = json.loads(repository.run("list", "--json", "--consider-checkpoints"))["archives"]
+    assert listed == [_TREE]
+    assert [item["name"] for item in found][1:] == [name for name, *_ in archives[2:]]
 
 
 @_only_restic

@@ -17,7 +17,9 @@ __all__ = ["repository"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-@pytest.mark.parametrize("source", ["variable", "credential", "file", "command", "readable"])
+@pytest.mark.parametrize(
+    "source", ["variable", "credential", "file", "command", "engine's command", "readable"]
+)
 @pytest.mark.parametrize("repository", ["restic"], indirect=True)
 def test_secret_of_root_is_refused_before_the_engine_gets_it(
     repository: Repository, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -44,6 +46,9 @@ def test_secret_of_root_is_refused_before_the_engine_gets_it(
             words = ["--passphrase-command", f"cat {secret}"]
         elif source != "variable":
             words = ["--passphrase-file", secret]
+        if source == "engine's command":
+            words = []
+            monkeypatch.setenv("RESTIC_PASSWORD_COMMAND", f"echo {PASSWORD}")
         if source == "credential":
             words = []
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-key")

@@ -18,7 +18,7 @@ from json_schemas import problems
 from litestream import needs_litestream
 from program import Answer, call
 from sagewai_ops.database.sqlite.litestream import Replica, _Session, find_program, restore_replica
-from sagewai_ops.errors import NoSpaceError, RemoteError
+from sagewai_ops.errors import DamagedError, NoSpaceError, OpsError, RemoteError
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY
 from small_homes import everything_of, small
 
@@ -193,6 +193,39 @@ def test_a_program_that_closes_its_output_and_stays_is_ended(
         find_program({}, program)
 
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [  # of 0.5.17, each from a run of it
+        ("decode page 252: read page header 0: unexpected EOF", DamagedError),
+        (
+            "s3: list generations: operation error S3: ListObjectsV2, https response error, EOF",
+            RemoteError,
+        ),
+        (
+            "decode page 76: max retries exceeded reading ltx file: unexpected EOF",
+            RemoteError,
+        ),
+    ],
+)
+def test_a_connection_that_ends_is_no_damage(
+    home: Path, message: str, kind: type[OpsError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 19: another run can succeed."""
+    (tmp_path / "bin").mkdir()
+    program = litestream.stub(tmp_path / "bin")
+    fail = f"echo 'Error: {message}' >&2; exit 1"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -o "*) {fail};; esac\nexec {litestream.PROGRAM} "$@"\n'
+    )
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    replica = Replica(tmp_path / "litestream.yml", home / DATABASE, environment=dict(os.environ))
+
+    with pytest.raises(OpsError) as raised:
+        restore_replica(replica, tmp_path / "restored")
+
+    assert type(raised.value) is kind
 
 
 @pytest.mark.parametrize(

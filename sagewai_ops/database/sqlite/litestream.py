@@ -68,9 +68,9 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _LEAST_SECRET_CHARACTERS = 6
-_DAMAGE = re.compile(
-    "checksum mismatch|decode database|decode page|unexpected EOF|must start with page number"
-)
+# A connection that ends within a file is one of these and, after it, one of the others.
+_NETWORK = re.compile("operation error|response error|max retries exceeded|reopen ltx file")
+_DAMAGE = re.compile("checksum mismatch|decode database|decode page|must start with page number")
 _NOTHING_THERE = "no matching backup files available"
 
 
@@ -367,7 +367,7 @@ class _Session:
         if "no space left on device" in message or "file too large" in message:
             hint = f"name another directory: {option}" if option else ""
             return NoSpaceError(f"{self.replica.shown}: {message}", hint=hint)
-        if _DAMAGE.search(message):
+        if _DAMAGE.search(message) and not _NETWORK.search(message):
             return DamagedError(
                 f"{self.replica.shown}: damaged, {message}",
                 hint="run it again, or choose an earlier moment: litestream:TIMESTAMP",
