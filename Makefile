@@ -140,15 +140,12 @@ image:  ## Build the image with docker, podman or buildah; PROGRAM=... names one
 	  $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg VERSION=$(VERSION) \
 	  --tag sagewai-ops:$(VERSION)$(if $(filter full,$(TARGET)),-full) .
 
-image-test:  ## Build it on Debian's packages, without a registry, and run it, as root (5 minutes).
-	@(apt-get install -y -qq --no-install-recommends buildah mmdebstrap bubblewrap python3-venv || \
-	  (apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah mmdebstrap bubblewrap \
-	  python3-venv)) >/tmp/sagewai-ops-image.log 2>&1 || { cat /tmp/sagewai-ops-image.log; exit 1; }
-	@$(PYTHON) .ci/image_test.py
+image-test: setup  ## Build both images on Debian's packages, run them, also in podman, as root (4 minutes).
+	@$(BIN)/python .ci/image_test.py
 
 include tests/interop/interop.mk
 include tests/proof/proof.mk
 
 clean:  ## Remove everything that the targets created.
-	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)" /var/tmp/sagewai-ops-image
+	rm -rf "/var/tmp/sagewai-ops-matrix-$$(id -u)" /var/tmp/sagewai-ops-image-*
 	rm -rf $(VENV) .venv-tools .venv-release .node .interop .matrix dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 
 import container_engine
+from postgres_server import Server
 from program import COMMAND
 from remote_servers import KEY, SECRET, S3Server
 from sagewai_ops import __version__
+from sagewai_ops.schema.revision_graph import HEAD
 from watchdog import watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +34,10 @@ def _program(path: Path, text: str) -> None:
     path.chmod(stat.S_IRWXU)
 
 
-def test_the_commands_of_the_page_run(tmp_path: Path, seaweedfs: S3Server) -> None:
-    """With a store and a receiver of messages on this machine, and Docker in miniature.
+def test_the_commands_of_the_page_run(
+    tmp_path: Path, seaweedfs: S3Server, postgres: Server
+) -> None:
+    """With a store, a server and a receiver of messages on this machine, and Docker in miniature.
 
     The image itself is built and run by `make image-test`.
     """
@@ -48,11 +52,17 @@ def test_the_commands_of_the_page_run(tmp_path: Path, seaweedfs: S3Server) -> No
     _program(programs / "docker", f"#!/bin/sh\n{engine}\n")
     for name in ("make", "chown"):  # the image is not built here, and another user need not exist
         _program(programs / name, f'#!/bin/sh\necho "$*" >> {tmp_path}/{name}\n')
+    database, role = postgres.at(HEAD), f"drill_{os.getpid()}"
+    postgres.run("postgres", f"CREATE ROLE {role} LOGIN CREATEDB")
     with watchdog() as receiver:
         script = _script()
         for example, real in {
             "s3://backups/": f"{bucket.url}/",
             "https://hooks.example.org/sagewai": receiver.url,
+            "postgresql://sagewai:PASSWORD@db.example.org/sagewai": postgres.url(database),
+            "postgresql://drill:PASSWORD@db.example.org/postgres": postgres.url(
+                "postgres", user=role
+            ),
             "= KEY\n": f"= {KEY}\n",
             "= SECRET\n": f"= {SECRET}\n",
             "region = eu-central-1": f"region = us-east-1\nendpoint_url = {endpoint}",
@@ -73,6 +83,8 @@ def test_the_commands_of_the_page_run(tmp_path: Path, seaweedfs: S3Server) -> No
             check=False,
         )
 
+    postgres.run("postgres", f"DROP ROLE {role}")
+    postgres.drop(database)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "make").read_text() == "image\n"
     first, failure = (json.loads(body) for _path, body in receiver.output)
@@ -81,8 +93,24 @@ def test_the_commands_of_the_page_run(tmp_path: Path, seaweedfs: S3Server) -> No
     restored = (project / "logs/sagewai-ops-restore").read_text()
     assert "exists, unchanged; nothing is restored" in restored
     assert "restored to " in restored
-    assert (project / "volumes/sagewai-home/secrets/master.key").exists()
+    volume = project / "volumes/sagewai-home"
+    assert (volume / "secrets/master.key").exists()
     assert f"sagewai-ops:{__version__} " in _script()
+    listed = json.loads(
+        subprocess.run(
+            [*COMMAND, "--json", "--home", volume, "snapshots", "list"],
+            env={
+                "PATH": os.environ["PATH"],
+                "AWS_SHARED_CREDENTIALS_FILE": str(project / "secrets/credentials"),
+                "SAGEWAI_OPS_SNAPSHOTS": f"{bucket.url}/sagewai",
+                "NO_PROXY": "*",
+            },
+            capture_output=True,
+            check=True,
+        ).stdout
+    )["result"]["snapshots"]
+    assert [item["engine"] for item in listed] == ["sqlite", "postgresql"]
+    assert all(item["proved_restorable_at"] for item in listed), listed
     texts = (project / "sagewai-ops-backup.yaml").read_text() + done.stdout
     assert receiver.url not in texts
     assert SECRET not in texts
