@@ -62,6 +62,7 @@ def _post(address: str, body: bytes, content_type: str, timeout: float, *, same_
             headers: Any,
             newurl: str,
         ) -> urllib.request.Request | None:
+            fp.close()  # urllib would read all of the answer, which can be endless
             target = urlsplit(newurl)
             if target.scheme != scheme:
                 raise http.client.HTTPException(_SCHEME)

@@ -6,6 +6,8 @@ import importlib
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,36 @@ def test_a_failed_notification_is_a_warning(home: Path) -> None:
 
     assert (answer.code, answer.out) == (0, "")
     assert answer.err == "sagewai-ops: warning: notification to 127.0.0.1: answered 500\n"
+
+
+def test_the_body_of_a_redirect_is_not_read() -> None:
+    """It can be endless: this one never comes."""
+    posted = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(self.path)
+            self.send_response(200 if self.path == "/there" else 307)
+            self.send_header("Location", "/there")
+            self.send_header("Content-Length", str(1 << 40))
+            self.end_headers()
+            if self.path != "/there":
+                ended.wait(60)
+
+        def log_message(self, *_words: object) -> None:
+            """Log nothing."""
+
+    ended = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    try:
+        problem = send(f"http://127.0.0.1:{server.server_port}/here", _message())
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
+
+    assert (problem, posted) == ("", ["/here", "/there"])
 
 
 @pytest.mark.parametrize("answer", [301, 302, 307, 308])
