@@ -1,12 +1,13 @@
 """The entries of a home as members of a snapshot: opened, described, put in order."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 from sagewai_ops.archive.manifest import Entry, EntryType
-from sagewai_ops.backup.scanner import HomeScan, ScanItem
+from sagewai_ops.backup.scan_items import ScanItem, ScanItems
+from sagewai_ops.backup.scanner import HomeScan
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy
 from sagewai_ops.fs import beneath
 from sagewai_ops.home.paths import SIDECAR_SUFFIXES, Home
@@ -68,9 +69,7 @@ def root_facts(home: Home) -> dict[str, Any]:
     }
 
 
-def database_first(
-    items: Sequence[ScanItem], copies: Mapping[str, DatabaseCopy]
-) -> Iterator[ScanItem]:
+def database_first(items: ScanItems, copies: Mapping[str, DatabaseCopy]) -> Iterator[ScanItem]:
     """Yield the databases, with their parent directories, before everything else.
 
     A restore verifies the database while it writes the rest.
@@ -79,7 +78,7 @@ def database_first(
         path[:position] for path in copies for position, letter in enumerate(path) if letter == "/"
     }
     first.update(copies)
-    yield from (item for item in items if item.path in first)
+    yield from (item for item in items.not_plain() if item.path in first)
     yield from (item for item in items if item.path not in first)
 
 
@@ -89,7 +88,7 @@ def include_as_file(scan: HomeScan, item: ScanItem, reason: str) -> None:
     Args:
         reason: Why it could not be copied as one.
     """
-    scan.items[scan.items.index(item)] = replace(item, type="file")
+    scan.items.replace(item, replace(item, type="file"))
     for suffix in SIDECAR_SUFFIXES:
         if os.path.lexists(item.source + suffix):
             scan.omissions[:] = [

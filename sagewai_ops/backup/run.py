@@ -36,7 +36,8 @@ from sagewai_ops.backup.report import (
     damage_causes,
     omission_causes,
 )
-from sagewai_ops.backup.scanner import HomeScan, ScanItem, databases, main_database, scan_home
+from sagewai_ops.backup.scan_items import ScanItem
+from sagewai_ops.backup.scanner import HomeScan, databases, main_database, scan_home
 from sagewai_ops.backup.server import ServerSource, open_server
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, attribute_damage, copy_database
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS
@@ -64,6 +65,7 @@ from sagewai_ops.keys.candidates import (
     rejected_key,
 )
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
+from sagewai_ops.process.malloc import return_free_blocks
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.records import dataclass
@@ -279,6 +281,7 @@ class BackupRun:
                 raise
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
         self.scan.items.clear()  # verification loads the archive's own list; memory is for one
+        return_free_blocks()
 
     def write_with(self, open_writer: OpenWriter, staging: Path, progress: Progress | None) -> None:
         """Do as `write`, with a writer of another kind."""

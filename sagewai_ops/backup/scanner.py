@@ -21,6 +21,7 @@ from sagewai_ops.archive.manifest import (
     is_link_inside,
     is_outside_link_allowed,
 )
+from sagewai_ops.backup.scan_items import ScanItem, ScanItems
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError, OpsError, UsageError
 from sagewai_ops.fs import beneath
@@ -58,32 +59,6 @@ _OMITTED_KINDS: Mapping[Kind, Reason] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ScanItem:
-    """A file, directory or link that the snapshot contains.
-
-    Attributes:
-        path: In the archive.
-        base: What `source` has before `path`, with a `/` at its end, or the whole of it.
-        target: Of a link, as the archive has it.
-        is_absolute: Whether the link was written with the home's own path before that.
-        is_outside: Whether the link leads out of the home.
-    """
-
-    path: str
-    base: str
-    type: str  # "file", "folder", "link", "database"
-    kind: Kind
-    target: str = ""
-    is_absolute: bool = False
-    is_outside: bool = False
-
-    @property
-    def source(self) -> str:
-        """The path that is read."""
-        return self.base + self.path if self.base.endswith("/") else self.base
-
-
 @dataclass(slots=True)
 class HomeScan:
     """The content of a home, in the order of the archive: a directory before its entries.
@@ -96,7 +71,7 @@ class HomeScan:
         unused_follow: Patterns of `--follow` that match no link.
     """
 
-    items: list[ScanItem] = field(default_factory=list)
+    items: ScanItems = field(default_factory=ScanItems)
     omissions: list[Omission] = field(default_factory=list)
     followed: dict[str, str] = field(default_factory=dict)
     external: dict[str, str] = field(default_factory=dict)
@@ -482,7 +457,7 @@ class _Walk:
 
 def databases(scan: HomeScan) -> Iterator[ScanItem]:
     """Yield the databases of a scan, Sagewai's own first."""
-    found = [item for item in scan.items if item.type == "database"]
+    found = [item for item in scan.items.not_plain() if item.type == "database"]
     return iter(sorted(found, key=lambda item: item.path != DATABASE))
 
 

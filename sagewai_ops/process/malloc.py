@@ -30,6 +30,12 @@ def keep_large_blocks() -> None:
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def return_free_blocks() -> None:
+    """Return the freed blocks to the system, before a part of the work that needs other sizes."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def zeroed_allocations() -> Iterator[None]:
     """Zero new allocations during the block, where the C library can."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from sagewai_ops.backup.scan_items import ScanItem, ScanItems
 from sagewai_ops.backup.scanner import HomeScan, main_database, scan_home
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.home.paths import locate
+from sagewai_ops.home.paths import Kind, locate
 from sagewai_ops.snapshots.omissions import Reason
 from small_homes import small
 
@@ -424,3 +425,30 @@ def test_link_of_a_user_to_the_file_of_another_is_a_loss(tmp_path: Path) -> None
 
     assert _reasons(scan)["config/connections.json"] is Reason.UNREADABLE
     assert "config/connections.json" not in _types(scan)
+
+
+def test_packed_items_are_the_same_in_the_same_order() -> None:
+    """Names that are not UTF-8 too, over several blocks, with items of other types between."""
+    items = ScanItems()
+    added = [
+        ScanItem("data", "/home/", "folder", Kind.OTHER),
+        *(ScanItem(f"data/{n:05}\udce9\n", "/home/", "file", Kind.OTHER) for n in range(3000)),
+        ScanItem("data/link", "/home/", "link", Kind.OTHER, "00001", is_absolute=True),
+        ScanItem("data/mixed.db", "/home/", "database", Kind.DATABASE),
+        ScanItem("data/mixed.db.bak", "/home/", "file", Kind.SECRET),
+        ScanItem("data/other", "/elsewhere/", "file", Kind.SECRET),
+        ScanItem("external/X", "/elsewhere/file", "file", Kind.SECRET),
+    ]
+    for item in added:
+        items.append(item)
+
+    assert list(items) == added
+    assert list(items) == added
+    assert [item.path for item in items.not_plain()] == [
+        *("data", "data/link", "data/mixed.db", "external/X")
+    ]
+    changed = ScanItem("data/mixed.db", "/home/", "file", Kind.DATABASE)
+    items.replace(added[-4], changed)
+    assert list(items) == [*added[:-4], changed, *added[-3:]]
+    items.clear()
+    assert list(items) == []
