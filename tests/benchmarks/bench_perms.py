@@ -27,8 +27,8 @@ LIMIT = "Asked for: at most 1.5 x `find -printf` of the same facts."
 SCAN = """
 import sys, time
 from pathlib import Path
-from sagewai_ops.home.inspection import inspect
 from sagewai_ops.home.paths import locate
+from sagewai_ops.permissions.scan import inspect
 home, times = locate(Path(sys.argv[1]), {}), []
 for _ in range(3):
     begun = time.perf_counter()
