@@ -14,10 +14,10 @@ import itertools
 import os
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
+from sagewai_ops.archive.digest import ThreadedDigest
 from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
@@ -43,7 +43,6 @@ MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 _MAX_MANIFEST_RATIO = 100
 _ANY_MANIFEST_BYTES = 16 * 1024 * 1024
 _WINDOW_BYTES = 8 * 1024 * 1024  # of zstd's level 19; a frame may demand much more memory
-_LARGE_BYTES = 256 * 1024  # hashing fewer takes less time than passing them to a thread
 _MAX_TAIL_BYTES = BLOCK_BYTES + len(END)
 
 
@@ -409,20 +408,10 @@ def _expect(stream: _TarStream, expected: bytes, path: str) -> None:
 def _read_content(stream: _TarStream, entry: Entry, hasher: ThreadPool) -> Iterator[memoryview]:
     if not entry.sha256:
         return
-    digest = hashlib.sha256()
-    hashing: Future[None] | None = None
+    digest = ThreadedDigest(hasher)
     for piece in stream.read(entry.size_bytes):
-        if hashing:
-            hashing.result()
-            hashing = None
-        if len(piece) < _LARGE_BYTES:
-            digest.update(piece)
-        else:
-            # Hashed while the caller writes it and the next one is decompressed.
-            hashing = hasher.submit(digest.update, piece)
+        digest.update(piece)  # while the caller writes it and the next one is decompressed
         yield piece
-    if hashing:
-        hashing.result()
     if digest.digest() != entry.sha256:
         raise DamagedError(f"archive: member {entry.path[:200]}: checksum mismatch")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
+from sagewai_ops.archive.digest import ThreadedDigest
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -21,6 +22,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.tar import END, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
+from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.records import dataclass
 
 WHOLE_FILE_BYTES = 4 * 1024 * 1024  # files up to this are read at once, so that a retry is cheap
@@ -100,6 +102,7 @@ class ArchiveWriter:
         key: AuthenticationKey | None = None,
     ) -> None:
         self._frames = FrameWriter(sink, level=level, check=check)
+        self._hasher = ThreadPool(1, thread_name_prefix="hash")
         self._header = header
         self._key = key
         self.mac = b""
@@ -191,9 +194,11 @@ class ArchiveWriter:
 
         is_first = self._header.format_version == PLAIN_FORMAT_VERSION
         self._frames.finish(manifest_start, None if is_first else authenticate)
+        self.close()
 
     def close(self) -> None:
         """Stop the workers; also after a failure."""
+        self._hasher.shutdown(wait=True, cancel_futures=True)
         self._frames.close()
 
     def _count(self, entry: Entry) -> None:
@@ -204,7 +209,7 @@ class ArchiveWriter:
     def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
         """Write header and content; a file that became shorter is padded with zeros."""
         self._frames.write(member_header(entry))
-        digest = hashlib.sha256()
+        digest = ThreadedDigest(self._hasher)
         left = entry.size_bytes
         is_whole = True
         while left:
@@ -214,8 +219,8 @@ class ArchiveWriter:
                 is_whole = False
                 count = min(len(buffer), len(_ZEROS))
                 buffer[:count] = _ZEROS[:count]
+            # While the next piece is read. The frame is not reused before that one is added.
             digest.update(buffer[:count])
-            buffer.release()
             self._frames.advance(count)
             self._on_bytes(count)
             left -= count

@@ -42,6 +42,12 @@ _TRAILER_MARK = b"sgwiops1"
 _TRAILER_2 = struct.Struct("<II8sQ32s32s8s")
 _TRAILER_2_MARK = b"sgwiops2"
 _CHECK_BYTES = 8
+# A frame of which a sample at level 1 stays larger than this has literals only, such as media and
+# vectors. No level makes those smaller, and level 1 takes a half to a third of the time of level 3;
+# with a window of the whole frame it also finds repetitions that level 3 does not.
+_DENSE_SHARE = 0.9
+_SAMPLES, _SAMPLE_BYTES = 16, 4096  # at equal distances
+_DENSE_LEVEL, _DENSE_WINDOW_LOG = 1, 22  # 2 to the power of 22 is FRAME_BYTES
 _COMPARED_BYTES = 512 * 1024  # of a frame's content at once
 _ALTERED = "archive: frame differs from its content after decompression"
 _FRAME_HEAD = struct.Struct("<II")  # a skippable frame's magic and length
@@ -212,18 +218,32 @@ class FrameWriter:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _compress(self, buffer: bytearray, count: int) -> bytes:
-        compressor = getattr(self._local, "compressor", None)
-        if compressor is None:
-            import zstandard
-
-            compressor = zstandard.ZstdCompressor(
-                level=self._level, write_checksum=True, write_content_size=True
-            )
-            self._local.compressor = compressor
-        compressed: bytes = compressor.compress(memoryview(buffer)[:count])
+        content = memoryview(buffer)[:count]
+        is_dense = _is_dense(content, self._compressor(is_dense=True))
+        compressed: bytes = self._compressor(is_dense=is_dense).compress(content)
         if self._check:
             _compare(compressed, buffer, count)
         return compressed
+
+    def _compressor(self, *, is_dense: bool) -> Any:
+        """Return this thread's compressor for frames that shrink, or for those that do not."""
+        name = "dense" if is_dense else "usual"
+        compressor = getattr(self._local, name, None)
+        if compressor is None:
+            import zstandard
+
+            parameters = zstandard.ZstdCompressionParameters
+            options: dict[str, Any] = {"write_checksum": True, "write_content_size": True}
+            if is_dense:
+                compressor = zstandard.ZstdCompressor(
+                    compression_params=parameters.from_level(
+                        _DENSE_LEVEL, window_log=_DENSE_WINDOW_LOG, **options
+                    )
+                )
+            else:
+                compressor = zstandard.ZstdCompressor(level=self._level, **options)
+            setattr(self._local, name, compressor)
+        return compressor
 
     def _write_oldest(self) -> None:
         buffer, count, future = self._pending.popleft()
@@ -243,6 +263,16 @@ def _encode_trailer(manifest_start: int, digest: bytes, mac: bytes) -> bytes:
     values = (_TRAILER_MAGIC, length, _TRAILER_2_MARK, manifest_start, digest, mac)
     trailer = _TRAILER_2.pack(*values, bytes(_CHECK_BYTES))[:-_CHECK_BYTES]
     return trailer + hashlib.sha256(trailer).digest()[:_CHECK_BYTES]
+
+
+def _is_dense(content: memoryview, compressor: Any) -> bool:
+    """Return whether a sample of a frame does not shrink; it depends on its bytes alone."""
+    distance = len(content) // _SAMPLES
+    if distance < _SAMPLE_BYTES:
+        return False
+    starts = range(0, distance * _SAMPLES, distance)
+    sample = b"".join(content[start : start + _SAMPLE_BYTES] for start in starts)
+    return len(compressor.compress(sample)) > _DENSE_SHARE * len(sample)
 
 
 def _compare(compressed: bytes, buffer: bytearray, count: int) -> None:

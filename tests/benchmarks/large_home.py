@@ -10,10 +10,12 @@ import json
 import random
 import sqlite3
 import struct
+from array import array
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+_MEDIA_BYTES = 8 * 1024 * 1024  # of a file
 DIMENSIONS = 384  # of Sagewai's default embedder
 START = datetime(2026, 3, 1, 8, 30, tzinfo=timezone.utc)
 WORDS = [
@@ -95,6 +97,34 @@ def fill(database: Path, rows: int, vectors: int = 0, *, seed: int = 1) -> int:
     finally:
         connection.close()
     return sum(counts.values())
+
+
+def add_media(directory: Path, size_bytes: int, *, seed: int = 1) -> int:
+    """Write files that do not shrink; of three, two are media and one has vectors.
+
+    Args:
+        directory: Created.
+        size_bytes: Of all files together.
+
+    Returns:
+        The number of files.
+    """
+    directory.mkdir(parents=True)
+    chance = random.Random(seed)
+    base = [chance.gauss(0, 0.05) for _ in range(_MEDIA_BYTES // 16)]
+    left, number = size_bytes, 0
+    while left:
+        size = min(left, _MEDIA_BYTES)
+        if number % 3 == 2:
+            vectors = array("f")
+            for part in range(4):
+                vectors.extend([value * (1 + part + number / 7) for value in base])
+            (directory / f"{number:05}.npy").write_bytes(vectors.tobytes()[:size])
+        else:
+            (directory / f"{number:05}.mp4").write_bytes(chance.randbytes(size))
+        left -= size
+        number += 1
+    return number
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Iterator[dict[str, object]]) -> None:
