@@ -296,7 +296,7 @@ class Proof:
             yield f"the next run: not as asked: {', '.join(differing[:4])}"
         if ended.code == case.code:
             yield from laws.check_siblings(expected, found, ended)
-        yield from laws.check_names(world, expected)
+        yield from laws.check_names(case, world, expected)
         yield from laws.check_owners(case, world)
         if (answer := case.probe(world, self)) != expected.probe:
             yield f"the next run: the probe answers {answer}, not {expected.probe}"

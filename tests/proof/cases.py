@@ -52,6 +52,7 @@ class Case:
         recover: What is to be run where it was interrupted between old and new.
         on_server: It needs a database on a server.
         drops: In the names of what it may remove in any case, because it can be made again.
+        records: In the names of what a run may add that follows a failed one.
         takes_snapshot: A snapshot more may be there after each run.
         has_verdicts: It reports what fails in its table, and its exit code comes from there.
         moves_snapshots: Snapshots may leave the list; then they remain in the trash.
@@ -78,6 +79,7 @@ class Case:
     may_go_back: bool = False
     recover: Words = ()
     drops: str = ""
+    records: str = ""
     on_server: bool = False
     takes_snapshot: bool = False
     has_verdicts: bool = False
@@ -496,6 +498,7 @@ CASES = (
         "backup --also",
         beginnings.small,
         lambda world: ("backup", "--also", world.out / "copy"),
+        records="out/copy/.removed-",
         takes_snapshot=True,
     ),
     Case(
