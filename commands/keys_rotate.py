@@ -90,6 +90,7 @@ def rotate(
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations import rotate_keys
     from sagewai_ops.operations.recover import recover_home
+    from sagewai_ops.remote.path import has_trees
     from sagewai_ops.swap.pending import KEY_ROTATION
 
     run = with_database(run, url_file, sqlite=sqlite)
@@ -103,6 +104,12 @@ def rotate(
             home, environment, kinds=[KEY_ROTATION], dry_run=dry_run, wait_seconds=wait
         )
         return outcome_of(report) if dry_run else _recovered(report)
+    directory = run.snapshots(home, snapshots)
+    if has_trees(directory) and not no_snapshot:
+        raise UsageError(
+            f"{directory}: no repository gets the old key, which the snapshot contains",
+            hint="sagewai-ops keys rotate --recipient age1... --snapshots DIR",
+        )
     sealing = (recipient or [], recipients_file, passphrase_file, passphrase_command)
     encryption = (
         lock_of(run.terminal, *sealing) if no_snapshot else automatic_lock_of(run, *sealing)
@@ -128,7 +135,7 @@ def rotate(
         new_key_file=new_key_file,
         key_file=key_file,
         snapshot=None if no_snapshot else backup,
-        snapshots=run.snapshots(home, snapshots),
+        snapshots=directory,
         leave_unopened=leave_unopened,
         dry_run=dry_run,
         wait_seconds=wait,

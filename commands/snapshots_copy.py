@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
+from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.path import has_trees, parse_place
@@ -68,6 +68,16 @@ def copy(
     identity_command: IdentityCommandOption = None,
     passphrase_file: RepositoryPassphraseOption = None,
     passphrase_command: PassphraseCommandOption = None,
+    archive_passphrase_file: Annotated[
+        str | None,
+        option(
+            ENCRYPTION,
+            "--archive-passphrase-file",
+            "Passphrase of archives (- asks), not of a repository.",
+            "FILE",
+            hidden=True,
+        ),
+    ] = None,
     init_repository: Annotated[
         bool,
         option(SNAPSHOTS, "--init-repository", "Create TO, a repository, if it does not exist."),
@@ -85,7 +95,7 @@ def copy(
     Archives are copied as they are, compared with their recorded hash and read back from TO. What
     TO has already is not copied again, and nothing there is overwritten. Between archives and a
     repository (restic:R, borg:R) snapshots are converted: --identity decrypts the archives, or
-    --recipient encrypts them.
+    --recipient encrypts them; --archive-passphrase-file does either.
 
     Exit status:
       0   copied, or nothing to copy
@@ -104,18 +114,25 @@ def copy(
 
     if newest is not None and everything:
         raise UsageError("--newest and --all: only one of them")
+    run = with_limits(run, limit_upload, limit_download)
+    home = run.home()
+    source, target = run.snapshots(home, source), run.snapshots(home, target)
+    if archive_passphrase_file and has_trees(source) == has_trees(target):
+        raise UsageError("--archive-passphrase-file: only between an archive and a repository")
+    opening, sealing = archive_passphrase_file, None
+    if has_trees(source):
+        opening, sealing = sealing, opening
     options = CopyOptions(
         newest=None if everything else newest or 1,
         allow_clear=allow_clear,
         amount=ReadBack.parse(read_back),
         wait_seconds=wait,
-        encryption=lock_of(run.terminal, recipient or [], recipients_file, None),
-        decryption=unlock_of(run.terminal, identity or [], None, identity_command=identity_command),
+        encryption=lock_of(run.terminal, recipient or [], recipients_file, sealing),
+        decryption=unlock_of(
+            run.terminal, identity or [], opening, identity_command=identity_command
+        ),
         init_repository=init_repository,
     )
-    run = with_limits(run, limit_upload, limit_download)
-    home = run.home()
-    source, target = run.snapshots(home, source), run.snapshots(home, target)
     _check_options(options, source, target)
     require_repository(passphrase_file, passphrase_command, source, target)
     with run.terminal.progress() as progress:

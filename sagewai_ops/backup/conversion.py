@@ -20,13 +20,13 @@ from sagewai_ops.archive.zstd_frames import HashingSink
 from sagewai_ops.backup.mirror_writer import MirrorWriter, PreviousMirror
 from sagewai_ops.backup.recipients import FIELD
 from sagewai_ops.backup.recipients import record as record_recipients
-from sagewai_ops.errors import UsageError
+from sagewai_ops.errors import KeyMissingError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
-from sagewai_ops.remote.path import RemotePath, tree_store
+from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.store import TREE
 from sagewai_ops.snapshots.authenticity import require_origin
 from sagewai_ops.snapshots.catalog import Snapshot, archive_name
@@ -66,7 +66,7 @@ def convert_to_tree(
         )
     with (
         tree_store(repository).scratch() as scratch,
-        open_archive(item.path, decryption) as reader,
+        _opened(item, decryption) as reader,
     ):
         require_free_bytes(scratch, _content_bytes(reader))
         require_origin(reader, item.path, trust.keys)
@@ -137,6 +137,20 @@ def convert_to_archive(
         )
         recipients = record_recipients(item.id, encryption, trust.keys[0] if trust.keys else None)
         yield replace(converted, card={**converted.card, **recipients})
+
+
+@contextlib.contextmanager
+def _opened(item: Snapshot, decryption: Decryption | None) -> Iterator[ArchiveReader]:
+    """Open a snapshot, with a hint for a copy if it cannot be decrypted."""
+    with contextlib.ExitStack() as stack:
+        try:
+            reader = stack.enter_context(open_archive(item.path, decryption))
+        except KeyMissingError as error:
+            if has_trees(item.path):
+                raise
+            hint = "add --identity FILE or --archive-passphrase-file FILE"
+            raise KeyMissingError(error.message, hint=hint) from error
+        yield reader
 
 
 def _copy_members(reader: ArchiveReader, writer: MemberWriter, scratch: Path) -> None:

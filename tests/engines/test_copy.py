@@ -8,9 +8,9 @@ from pathlib import Path
 import pyrage
 import pytest
 
-from engine_repositories import Repository, repository
+from engine_repositories import PASSWORD, Repository, repository
 from program import Answer, call
-from small_homes import rows_of, small
+from small_homes import everything_of, rows_of, small
 
 __all__ = ["repository"]
 
@@ -87,3 +87,56 @@ def test_a_snapshot_with_the_key_is_not_copied_to_a_repository(tmp_path: Path) -
         assert _listed(home, place) == []
     for refused in (("--recipient", str(key.to_public())), ("--init-repository",)):
         assert _copy(home, f"{home}.snapshots", tmp_path / "copy", *refused).code == 2
+
+
+def test_archives_with_a_passphrase_are_copied_to_a_repository_and_back(
+    tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The passphrase of archives and the password of the repository are two options."""
+    home: Path = small(tmp_path / "home").root
+    password, passphrase = tmp_path / "password", tmp_path / "passphrase"
+    for file, text in ((password, PASSWORD), (passphrase, "of the archives")):
+        file.write_text(f"{text}\n")
+        file.chmod(0o600)
+    for name in repository.password_variables:
+        monkeypatch.delenv(name)
+    source, back = tmp_path / "home.snapshots", tmp_path / "back"
+    backup = call("--home", home, "backup", "--passphrase-file", passphrase)
+    assert backup.code == 0, backup
+    of_repository = ("--passphrase-file", password)
+    of_archives = ("--archive-passphrase-file", passphrase)
+    to_repository = (source, repository.place, *of_repository, "--init-repository")
+
+    missing = _copy(home, *to_repository)
+    exchanged = _copy(home, *to_repository, "--archive-passphrase-file", password)
+    stored = _copy(home, *to_repository, *of_archives)
+    returned = _copy(home, repository.place, back, *of_repository, *of_archives)
+    without = _copy(home, source, tmp_path / "plain", *of_archives)
+
+    assert (missing.code, exchanged.code, without.code) == (12, 12, 2), (missing, exchanged)
+    assert "--archive-passphrase-file" in missing.out
+    assert stored.code == returned.code == 0, (stored, returned)
+    assert len(list(back.glob("*.tar.zst.age"))) == 1
+    restored = call(
+        *("restore", "latest", "--snapshots", back, "--to", tmp_path / "new"),
+        *("--passphrase-file", passphrase, "--install-key", home / "secrets/master.key"),
+    )
+    assert restored.code == 0, restored
+    assert rows_of(tmp_path / "new/db/sagewai.db") == rows_of(home / "db/sagewai.db")
+
+
+def test_a_repository_does_not_get_the_old_key_of_a_rotation(
+    tmp_path: Path, repository: Repository
+) -> None:
+    """Exit 2 before anything is changed; the hint names a directory."""
+    home: Path = small(tmp_path / "home").root
+    recipient = ("--recipient", str(pyrage.x25519.Identity.generate().to_public()))
+    before = everything_of(home)
+
+    for words in (repository.words, ("--snapshots", repository.place)):
+        answer = call("--home", home, "keys", "rotate", *recipient, *words)
+        assert answer.code == 2, answer
+        assert "no repository gets the old key" in answer.err
+        assert "--snapshots DIR" in answer.err
+    assert everything_of(home) == before
+    assert not repository.path.exists()
