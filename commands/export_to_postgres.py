@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, option
+from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, YesOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import size
@@ -19,15 +19,18 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 
 if TYPE_CHECKING:
+    from sagewai_ops.database.url import PostgresUrl
     from sagewai_ops.export.results import ExportResult, FindingResult
+    from sagewai_ops.home.paths import Home
 
 HELP = """Move the database of a home to PostgreSQL.
 
 The target must be empty, or have the current schema and no rows. The home is only read, from a
 copy, and records the server afterwards; Sagewai must be stopped. Rows are copied in one
 transaction, which is committed after every row was compared with its source: on any failure the
-target is unchanged. The URL may also come from SAGEWAI_DATABASE_URL, its password from PGPASSWORD
-or the password file.
+target is unchanged. --resumable, for bad lines, first sends parts to a schema of their own, and
+continues there. The URL may also come from SAGEWAI_DATABASE_URL, its password from PGPASSWORD or
+the password file.
 
 Exit status:
   0   moved and compared
@@ -36,7 +39,8 @@ Exit status:
   10  home or target not found
   11  locked by another run
   14  permission denied
-  15  home in use, or target not empty
+  15  home in use or changed, or target not empty
+  16  --resumable: copy or sent rows damaged
   17  target schema older
   18  target schema newer or unknown
   19  server or network failed
@@ -109,6 +113,14 @@ def export_to_postgres(
     allow_live: Annotated[
         bool, option(RUN, "--allow-live", "Export while Sagewai runs, as a rehearsal.")
     ] = False,
+    resumable: Annotated[
+        bool,
+        option(RUN, "--resumable", "Send rows in parts, or continue after a failure."),
+    ] = False,
+    abandon: Annotated[
+        bool, option(RUN, "--abandon", "Remove what an unfinished --resumable left.")
+    ] = False,
+    yes: YesOption = False,
     url_file: Annotated[
         Path | None, option(DATABASE, "--url-file", "Read the URL from this file.", "FILE")
     ] = None,
@@ -122,13 +134,27 @@ def export_to_postgres(
     from sagewai_ops.cli.database_url import given_server
     from sagewai_ops.export.export import Options, export
     from sagewai_ops.export.results import describe_report
+    from sagewai_ops.export.resumable import export_resumably
     from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY
     from sagewai_ops.swap.pending import EXPORT, require_settled
 
     if plan and verify_only:
         raise UsageError("--plan and --verify-only: one of the two")
+    _check_parts(
+        resumable=resumable,
+        abandon=abandon,
+        others={
+            "--verify-only": verify_only,
+            "--allow-live": allow_live,
+            "--keep-work-dir": keep_work_dir,
+            "--plan": plan and resumable,
+        },
+    )
     home = run.home()
     require_settled(home.root, but=EXPORT)  # its URL settles that; the others only read
+    if abandon:
+        target = given_server(run, url, url_file, "export-to-postgres")
+        return _abandon(run, home, target, work_dir, plan=plan, yes=yes)
     options = Options(
         purpose=PLAN if plan else VERIFY if verify_only else MOVE,
         policy=on_invalid.value,
@@ -140,7 +166,10 @@ def export_to_postgres(
     )
     target = given_server(run, url, url_file, "export-to-postgres")
     with run.terminal.progress() as progress:
-        done = export(home, target, options, progress=progress)
+        if resumable:
+            done = export_resumably(home, target, options, progress=progress)
+        else:
+            done = export(home, target, options, progress=progress)
     result = describe_report(done)
     return Outcome(
         result,
@@ -149,6 +178,56 @@ def export_to_postgres(
         warnings=(*done.warnings, *_left_out(result)),
         always=True,  # a script needs the report's path and the next steps
     )
+
+
+def _check_parts(*, resumable: bool, abandon: bool, others: dict[str, bool]) -> None:
+    """Check that nothing contradicts --resumable and --abandon.
+
+    Raises:
+        UsageError: With the first option that contradicts one of them.
+    """
+    name = "--resumable" if resumable else "--abandon"
+    others = {"--abandon": abandon and resumable, **others}
+    other = next((flag for flag, is_given in others.items() if is_given), "")
+    if (resumable or abandon) and other:
+        raise UsageError(f"{name} and {other}: one of the two")
+
+
+def _abandon(
+    run: Run,
+    home: "Home",
+    target: "PostgresUrl",
+    work_dir: Path | None,
+    *,
+    plan: bool,
+    yes: bool,
+) -> Outcome:
+    """Show what an unfinished export left; confirm, remove, render."""
+    from sagewai_ops.export.abandon import abandon
+    from sagewai_ops.export.results import describe_report
+
+    done = abandon(home, target, work_dir, dry_run=True)
+    if done.resumable and not plan:
+        run.terminal.confirm(
+            f"Remove the {done.resumable.rows_before} rows that were sent to {target.display}, and"
+            " their copy?",
+            yes=yes,
+        )
+        done = abandon(home, target, work_dir)
+    result = describe_report(done)
+    return Outcome(
+        result, lambda terminal: _show_abandoned(terminal, result, plan=plan), always=True
+    )
+
+
+def _show_abandoned(terminal: Terminal, result: "ExportResult", *, plan: bool) -> None:
+    if result.resumable is None:
+        terminal.line("no unfinished export")
+        return
+    is_removed = "to remove" if plan else "removed"
+    terminal.line(f"{is_removed}: {result.resumable.rows_before} rows in {result.target}")
+    if "copy" in result.files:
+        terminal.line(f"{is_removed}: {result.files['copy']}")
 
 
 def _left_out(result: "ExportResult") -> list[str]:
@@ -235,6 +314,12 @@ def _show_move(terminal: Terminal, result: "ExportResult") -> None:
     for table in largest:
         rate = table.rows / table.seconds if table.seconds else 0
         terminal.line(f"  {table.name}: {table.rows} rows, {rate:.0f} rows/s")
+    if result.resumable and result.resumable.resumed:
+        parts = result.resumable
+        terminal.line(
+            f"continued the export of {parts.begun_at}: {parts.rows_before} rows in"
+            f" {parts.ranges_before} ranges were there, {parts.ranges} ranges were sent"
+        )
     if result.mended:
         terminal.line(f"{result.mended} values were repaired")
     for copy in result.learnings.tables:

@@ -22,7 +22,7 @@ ACTING = frozenset((
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
     *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite", "--to-sqlite"),
     *("--accept-change", "--allow-clear", "--if-empty", "--init-repository"),
-    *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only"),
+    *("--dry-run", "--plan", "--rehearse", "--sql", "--verify-only", "--abandon"),
 ))  # fmt: skip
 # Flag -> its former name: accepted, shown nowhere.
 FORMER_FLAGS = {

@@ -33,7 +33,9 @@ from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
     RemoteError,
+    TargetBusyError,
 )
+from sagewai_ops.export import incoming
 from sagewai_ops.export.compare.audit_chain import AUDIT_TABLE
 from sagewai_ops.export.learnings import learnings
 from sagewai_ops.export.load import RefusedByServerError, load_tables
@@ -59,7 +61,7 @@ from sagewai_ops.export.target_session import (
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Validator
 from sagewai_ops.export.verify import verify
-from sagewai_ops.export.workdir import copy_directory, export_directory
+from sagewai_ops.export.workdir import copy_directory, directory_of, export_directory
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.home.server_record import PLACE, record_of
@@ -67,6 +69,7 @@ from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.progress import Progress
 from sagewai_ops.records import dataclass
 from sagewai_ops.schedule.installed import find_schedules
+from sagewai_ops.swap import unfinished_export
 from sagewai_ops.swap.export_journal import Journal, Recording, recording, settle
 from sagewai_ops.text import shell_word
 
@@ -151,6 +154,7 @@ def export(
         settle(home, url)
         if not options.allow_live:
             require_unused(home.root, home.database)
+    _refuse_unfinished(report, unfinished_export.exists(directory_of(home, options.work_dir)))
     path = report_path(report, export_directory(home), options.report)
     try:
         with (
@@ -172,6 +176,19 @@ def export(
             raise
         report.warnings.append(f"frozen copy {place}: not removed, {error.message}")
     return report
+
+
+def _refuse_unfinished(report: Report, is_there: bool) -> None:  # noqa: FBT001
+    """Refuse a move while a resumable one is unfinished; a plan reports it."""
+    if is_there and report.purpose == MOVE:
+        raise TargetBusyError(
+            f"{report.target}: a resumable export of this home is unfinished",
+            hint="sagewai-ops export-to-postgres URL --resumable  # continues it\n"
+            "sagewai-ops export-to-postgres URL --abandon  # removes it",
+        )
+    text = "a resumable export is unfinished: --resumable continues it, --abandon removes it"
+    if is_there and report.purpose == PLAN and text not in report.warnings:
+        report.warnings.append(text)
 
 
 def record_server(work: Work) -> None:
@@ -244,6 +261,7 @@ async def _export(work: Work) -> None:
         try:
             async with open_session(work.url, purpose) as session:
                 report.server, report.migrated = session.version, session.migrated
+                _refuse_unfinished(report, await incoming.is_present(session.connection))
                 with timed(report, "freeze"):
                     await copied
                 plan = await plan_tables(work, session)
@@ -309,10 +327,15 @@ async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker,
     return True
 
 
-async def begin_commit(work: Work, session: Session) -> None:
-    """Write down which transaction moves the tables, as the last step before its commit."""
+async def begin_commit(work: Work, session: Session, unfinished: Path | None = None) -> None:
+    """Write down which transaction moves the tables, as the last step before its commit.
+
+    Args:
+        unfinished: The directory of a resumable export, which is to be removed after the commit.
+    """
     transaction = await current_transaction(session.connection)
-    work.recording.write(Journal(transaction, record_of(work.url, os.environ)))
+    record = record_of(work.url, os.environ)
+    work.recording.write(Journal(transaction, record, str(unfinished or "")))
 
 
 async def find_violations(work: Work, plan: Plan, session: Session) -> tuple[Finding, ...]:
@@ -328,8 +351,12 @@ async def find_violations(work: Work, plan: Plan, session: Session) -> tuple[Fin
         return tuple(await validator.check_all() if found else ())
 
 
-async def settle_values(work: Work, plan: Plan, session: Session) -> Plan:
-    """Repair or refuse, and write down what was: before anything is sent."""
+async def settle_values(work: Work, plan: Plan, session: Session, *, write: bool = True) -> Plan:
+    """Repair or refuse, and write down what was: before anything is sent.
+
+    Args:
+        write: False if `write_settled` is called later.
+    """
     report, policy = work.report, work.options.policy
     with timed(report, "check"), open_copy(work.copy, writable=True) as source:
         validator = Validator(
@@ -344,7 +371,7 @@ async def settle_values(work: Work, plan: Plan, session: Session) -> Plan:
                 f"table {AUDIT_TABLE}: {count} events are left out, and a chain that lacks one no"
                 " longer verifies as a whole"
             )
-        if not settled.open:
+        if write and not settled.open:
             write_settled(work, source, plan)
     return settled.plan
 

@@ -23,7 +23,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.learnings import KEEP, Learnings
 from sagewai_ops.export.mapping.findings import Finding
-from sagewai_ops.export.results import describe_report
+from sagewai_ops.export.results import Resumable, describe_report
 from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
@@ -52,7 +52,7 @@ class Report:
     """An export, a plan or a verification.
 
     Attributes:
-        purpose: `move`, `plan` or `verify`.
+        purpose: `move`, `plan`, `verify` or `abandon`.
         source: The home's database.
         target: The URL, without its password.
         server: The server's version.
@@ -62,6 +62,7 @@ class Report:
         findings: All findings; because of `open_findings` nothing was sent.
         repaired: Values that were repaired.
         refused: Rows that are not in the target.
+        resumable: Of a resumable export, or its end.
         stages: Seconds by stage.
         files: In the report's directory: the repaired values, and the refused rows.
     """
@@ -81,6 +82,7 @@ class Report:
     refused: int = 0
     sequences: list[SetSequence] = field(default_factory=list)
     learnings: Learnings = field(default_factory=lambda: Learnings(KEEP))
+    resumable: Resumable | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     cut_over: tuple[str, ...] = ()

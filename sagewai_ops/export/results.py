@@ -69,16 +69,35 @@ class LearningsResult:
 
 
 class Files(TypedDict, total=False):
-    """The files that the run wrote."""
+    """The files that the run wrote; `copy` is the directory that `--abandon` removed."""
 
     report: str
     changes: str
     refused: str
+    copy: str
+
+
+@dataclass(slots=True)
+class Resumable:
+    """A resumable export: what this run and those before it sent.
+
+    Attributes:
+        resumed: This run continued an earlier one.
+        begun_at: Of the first run, UTC.
+        ranges: Sent by this run.
+        ranges_before, rows_before: That the server had at its beginning.
+    """
+
+    resumed: bool = False
+    begun_at: str = ""
+    ranges: int = 0
+    ranges_before: int = 0
+    rows_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """An export, a plan or a verification; see `Report`.
+    """An export, a plan, a verification or the end of an unfinished export; see `Report`.
 
     Attributes:
         findings_total: Rows.
@@ -88,7 +107,7 @@ class ExportResult:
 
     format: Literal["sagewai-ops export 1"]
     program: str
-    purpose: Literal["move", "plan", "verify"]
+    purpose: Literal["move", "plan", "verify", "abandon"]
     started_at: str
     source: str
     target: str
@@ -106,6 +125,7 @@ class ExportResult:
     refused: int
     sequences: tuple[SetSequence, ...]
     learnings: LearningsResult
+    resumable: Resumable | None
     notes: tuple[str, ...]
     cut_over: tuple[str, ...]
     stages: Mapping[str, float]
@@ -152,6 +172,7 @@ def describe_report(report: Report) -> ExportResult:
             tables=tuple(_rounded(table) for table in report.learnings.tables),
             findings=tuple(_finding(finding) for finding in report.learnings.findings),
         ),
+        resumable=report.resumable,
         notes=tuple(report.notes),
         cut_over=tuple(report.cut_over),
         stages={name: round(seconds, 3) for name, seconds in report.stages.items()},

@@ -31,7 +31,7 @@ from sagewai_ops.schema.revision_graph import HEAD
 if TYPE_CHECKING:
     import asyncpg
 
-MOVE, PLAN, VERIFY = "move", "plan", "verify"
+MOVE, PLAN, VERIFY, ABANDON = "move", "plan", "verify", "abandon"
 
 _ABOUT = """
 SELECT pg_catalog.current_setting('server_version_num')::int / 10000 AS major,

@@ -13,15 +13,24 @@ from sagewai_ops.export.target_session import MOVE, VERIFY
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
-from sagewai_ops.home.paths import OWN_PREFIX, Home
+from sagewai_ops.home.paths import Home
 from sagewai_ops.process.signals import uninterrupted
-
-PREFIX = f"{OWN_PREFIX}export-"
+from sagewai_ops.swap import unfinished_export
+from sagewai_ops.swap.unfinished_export import TEMPORARY
 
 
 def export_directory(home: Home) -> Path:
     """Return the directory for reports, next to the home like its snapshots."""
     return home.root.with_name(home.root.name + ".exports")
+
+
+def directory_of(home: Home, chosen: Path | None) -> Path:
+    """Return the directory of a home's unfinished export, whether or not it has one.
+
+    Args:
+        chosen: As for `copy_directory`.
+    """
+    return unfinished_export.directory_of(home.root, chosen or export_directory(home))
 
 
 @contextlib.contextmanager
@@ -45,12 +54,12 @@ def copy_directory(
                 if not chosen:
                     atomic.make_directory(directory)
                     stack.callback(_remove_empty, directory)
-            place = stack.enter_context(working_directory(directory, PREFIX))
+            place = stack.enter_context(working_directory(directory, TEMPORARY))
         except PermissionDeniedError:
             if chosen:
                 raise
             directory = atomic.temporary_directory()
-            place = stack.enter_context(working_directory(directory, PREFIX))
+            place = stack.enter_context(working_directory(directory, TEMPORARY))
         for purpose in (MOVE, VERIFY):  # halves of reports
             sweep_leftovers(directory, atomic.partial_names(rf"{purpose}-.*\.json"))
         yield stack.enter_context(kept(place, keep))

@@ -14,6 +14,7 @@ from sagewai_ops.database.sqlite.read_transaction import sidecar, size_of
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.database.sqlite.version_notes import version_note
 from sagewai_ops.errors import OpsError
+from sagewai_ops.export.workdir import directory_of
 from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.home.paths import PARTS, Home, Layout, layout_of, require
 from sagewai_ops.home.server_record import PLACE, read_server_record
@@ -44,7 +45,8 @@ from sagewai_ops.swap.pending import (
     pending_operations,
 )
 from sagewai_ops.swap.swap import kept_before
-from sagewai_ops.text import shell_word
+from sagewai_ops.swap.unfinished_export import read_state
+from sagewai_ops.text import printable, shell_word
 
 _SHOWN_DOUBTS = 5
 _WAIT_SECONDS = 5.0  # for a process that has the database locked; Sagewai waits as long
@@ -244,12 +246,28 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             *_warn_of_omission(newest),
             *describe_skipped(own[own.index(good) + 1 if good else 0 :][-_SHOWN_DOUBTS:]),
             *(() if unlisted else _warn_of_origin(known, newest, directory, trust.mark)),
+            *_warn_of_export(home),
             *(
                 f"{operation} pending, interrupted before its end: sagewai-ops recover"
                 for operation in pending
             ),
         ),
     )
+
+
+def _warn_of_export(home: Home) -> Iterator[str]:
+    """Yield a line about an unfinished resumable export; one with --work-dir is not found."""
+    directory = directory_of(home, None)
+    try:
+        state = read_state(directory)
+    except OpsError as error:
+        yield f"{directory}: the copy of an unfinished export, not readable: {error.message}"
+        return
+    if state:
+        yield (
+            f"export to {printable(state.target)}: unfinished since {printable(state.started_at)};"
+            " sagewai-ops export-to-postgres URL --resumable, or --abandon"
+        )
 
 
 def _listed(directory: Path) -> tuple[list[Snapshot], tuple[str, ...]]:

@@ -30,6 +30,7 @@ from sagewai_ops.home.paths import OWN_PREFIX, Home
 from sagewai_ops.home.server_record import ServerRecord, resolve_database, write_server_record
 from sagewai_ops.process.signals import incomplete_step, mark_completed
 from sagewai_ops.records import dataclass
+from sagewai_ops.swap import unfinished_export
 from sagewai_ops.text import shell_word
 
 NAME: Operation = "export"
@@ -47,10 +48,12 @@ class Journal:
 
     Attributes:
         record: What the home gets if it was committed.
+        unfinished: The directory of a resumable export, which is then removed; "" for none.
     """
 
     transaction: ServerTransaction
     record: ServerRecord
+    unfinished: str = ""
 
 
 class Recording:
@@ -206,6 +209,8 @@ def _recover(home: Home, path: Path, url: PostgresUrl, wait_seconds: float) -> R
     with translate_os_errors(path):
         if committed:
             write_server_record(home, journal.record)
+            if journal.unfinished:
+                unfinished_export.remove(Path(journal.unfinished))
         fs_journal.remove(path)
     if committed:
         return Recovery(NAME, "completed")
@@ -220,7 +225,9 @@ def _read(path: Path) -> Journal:
     content = fs_journal.read(path, NAME)
     try:
         journal = Journal(
-            ServerTransaction(**content["transaction"]), ServerRecord(**content["record"])
+            ServerTransaction(**content["transaction"]),
+            ServerRecord(**content["record"]),
+            content.get("unfinished", ""),
         )
         _require_text(journal)
     except (ValueError, TypeError, KeyError) as error:
@@ -232,5 +239,7 @@ def _require_text(journal: Journal) -> None:
     transaction, record = asdict(journal.transaction), asdict(journal.record)
     if not all(isinstance(value, str) for value in (*transaction.values(), *record.values())):
         raise ValueError("a field is not a text")
+    if journal.unfinished and not unfinished_export.is_directory_name(journal.unfinished):
+        raise ValueError("not the directory of an export")
     if not all(transaction[name].isdecimal() for name in ("database", "number")):
         raise ValueError("a number is not in digits")

@@ -506,3 +506,58 @@ def test_a_home_in_utf_16_is_moved(postgres: Server, tmp_path: Path) -> None:
     assert moved.code == 0, moved
     assert export(home, "--verify-only", url).code == 0
     assert moved.result["rows"] > 55
+
+
+def test_a_resumable_move_continues_is_shown_and_is_abandoned(home: Home, postgres: Server) -> None:
+    """The server stops the first run as its tables move; each step is reported, in JSON too."""
+    database = postgres.create()
+    url = postgres.url(database)
+    postgres.run(
+        database,
+        "CREATE FUNCTION stop() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF EXISTS (SELECT 1 FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " AND relkind = 'r') THEN RAISE EXCEPTION USING ERRCODE = '53100', MESSAGE = 'full';"
+        " END IF; END $$",
+        "CREATE EVENT TRIGGER stop ON ddl_command_end EXECUTE FUNCTION stop()",
+    )
+    assert "no unfinished export" in export(home, url, "--abandon").out
+
+    failed = export(home, url, "--resumable")
+    postgres.run(database, "DROP EVENT TRIGGER stop")
+    status = call("--home", home.root, "status")
+    plan = export(home, url, "--plan")
+    shown = export(home, url, "--abandon", "--dry-run")
+    unasked = export(home, url, "--abandon")
+    removed = valid(export(home, url, "--abandon", "--yes", "--json"))
+
+    assert failed.code == 13, failed.err
+    assert "--resumable  # continues" in failed.err
+    assert "unfinished since" in status.err
+    assert "a resumable export is unfinished" in plan.err
+    assert "to remove: " in shown.out
+    assert unasked.code == 2
+    assert removed["purpose"] == "abandon"
+    assert removed["resumable"]["rows_before"] > 0  # type: ignore[index]
+    moved = valid(export(home, url, "--resumable", "--json"))
+    assert moved["committed"] is True
+    assert moved["resumable"]["resumed"] is False  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        (("--resumable", "--abandon"), "--resumable", "--abandon"),
+        (("--resumable", "--plan"), "--resumable", "--plan"),
+        (("--resumable", "--verify-only"), "--resumable", "--verify-only"),
+        (("--resumable", "--allow-live"), "--resumable", "--allow-live"),
+        (("--abandon", "--verify-only"), "--abandon", "--verify-only"),
+    ],
+)
+def test_options_that_contradict_a_resumable_move_are_refused(
+    home: Home, words: tuple[str, ...], first: str, second: str
+) -> None:
+    """Before anything is read."""
+    answer = export(home, "postgresql://user@127.0.0.1:1/none", *words)
+
+    assert answer.code == 2
+    assert f"{first} and {second}: one of the two" in answer.err

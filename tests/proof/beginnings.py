@@ -20,6 +20,10 @@ from home_builder import build_home
 from home_builder.recipe import Layout
 from proof.faults import Ended, Fault, Mode, Step
 from proof.worlds import World, rights_of
+from sagewai_ops.database.url import PostgresUrl, parse
+from sagewai_ops.errors import RemoteError
+from sagewai_ops.export.export import Options
+from sagewai_ops.export.resumable import export_resumably
 from sagewai_ops.home.paths import locate
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.snapshots.mark import read_copies
@@ -420,6 +424,22 @@ def refused(world: World, bench: Bench) -> None:
             "INSERT INTO agent_runs (run_id, agent_name) VALUES ('r', 'a' || char(0))"
         )
         connection.commit()
+
+
+def unfinished(world: World, bench: Bench) -> None:
+    """Have rows of a resumable export on the server, and its copy in the chosen directory."""
+    refused(world, bench)
+
+    def stop(stage: str, _done: int, _total: int) -> None:
+        if stage.startswith("copy "):
+            raise RemoteError("stopped")
+
+    url = parse(world.url)
+    assert isinstance(url, PostgresUrl)
+    options = Options(policy="quarantine", work_dir=world.out)
+    with contextlib.suppress(RemoteError):
+        export_resumably(locate(world.home, {}), url, options, progress=stop)
+    shutil.rmtree(world.home.with_name("home.exports"))
 
 
 def server_url(world: World) -> Mapping[str, str]:

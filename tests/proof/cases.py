@@ -525,6 +525,38 @@ CASES = (
         on_server=True,
     ),
     Case(
+        "export-to-postgres --resumable",
+        beginnings.at(""),
+        lambda world: ("export-to-postgres", world.url, "--resumable"),
+        codes_done=(OCCUPIED,),
+        variables=server_url,
+        recover=RECOVER,
+        on_server=True,
+    ),
+    Case(
+        "export-to-postgres --resumable, continued",
+        beginnings.unfinished,
+        lambda world: (
+            *("export-to-postgres", world.url, "--resumable", "--work-dir", world.out),
+            *("--on-invalid", "quarantine", "--report", world.out / "report.json"),
+        ),
+        code=EXIT_INCOMPLETE,
+        codes_done=(OCCUPIED,),
+        siblings=("out/report.json", "out/report.refused.jsonl"),
+        variables=server_url,
+        recover=RECOVER,
+        on_server=True,
+    ),
+    Case(
+        "export-to-postgres --abandon",
+        beginnings.unfinished,
+        lambda world: (
+            *("export-to-postgres", world.url, "--abandon", "--work-dir", world.out, "--yes"),
+        ),
+        drops="incoming",
+        on_server=True,
+    ),
+    Case(
         "export-to-postgres --plan",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url, "--plan"),

@@ -190,17 +190,32 @@ async def open_transaction(
         UnknownOutcomeError: The connection was lost during the commit.
         OpsError: It cannot be opened, or the server reported an error inside the block.
     """
+    async with keep_connection(url) as connection:
+        transaction = connection.transaction(isolation=isolation, readonly=readonly)
+        await transaction.start()
+        await pin_settings(url, connection)
+        yield connection
+        if not connection.is_closed() and connection.is_in_transaction():
+            await _commit(url, connection, readonly=readonly)
+
+
+@asynccontextmanager
+async def keep_connection(
+    url: PostgresUrl,
+) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """Open a connection without a transaction for the block, and close it; an error rolls back.
+
+    As with `open_connection`, each transaction begins with `pin_settings`.
+
+    Raises:
+        OpsError: See `open_transaction`.
+    """
     import asyncpg
 
     with translate_errors(url):
         connection = await open_connection(url)
         try:
-            transaction = connection.transaction(isolation=isolation, readonly=readonly)
-            await transaction.start()
-            await pin_settings(url, connection)
             yield connection
-            if not connection.is_closed() and connection.is_in_transaction():
-                await _commit(url, connection, readonly=readonly)
         except asyncio.CancelledError:
             connection.terminate()  # the server rolls back
             raise
@@ -354,31 +369,41 @@ async def connect_sqlalchemy(
     Raises:
         OpsError: See `open_transaction`.
     """
+    async with (
+        open_transaction(url, isolation=isolation, readonly=readonly) as driver,
+        wrap_driver(driver) as connection,
+    ):
+        yield connection
+
+
+@asynccontextmanager
+async def wrap_driver(
+    driver: asyncpg.Connection[asyncpg.Record],
+) -> AsyncIterator[AsyncConnection]:
+    """Yield a connection of SQLAlchemy over an open one that is in a transaction."""
     from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
     from sqlalchemy.pool import StaticPool
 
-    async with open_transaction(url, isolation=isolation, readonly=readonly) as driver:
+    async def opened() -> asyncpg.Connection[asyncpg.Record]:
+        return driver
 
-        async def opened() -> asyncpg.Connection[asyncpg.Record]:
-            return driver
-
-        def creator() -> Any:
-            return engine.dialect.dbapi.connect(  # type: ignore[union-attr]
-                async_creator_fn=opened,
-                prepared_statement_cache_size=0,
-                prepared_statement_name_func=str,  # unnamed
-            )
-
-        engine: AsyncEngine = create_async_engine(
-            "postgresql+asyncpg://", creator=creator, poolclass=StaticPool
+    def creator() -> Any:
+        return engine.dialect.dbapi.connect(  # type: ignore[union-attr]
+            async_creator_fn=opened,
+            prepared_statement_cache_size=0,
+            prepared_statement_name_func=str,  # unnamed
         )
-        # The pool is not disposed of: it would close the driver's connection before the commit.
-        async with engine.connect() as connection:
-            try:
-                yield connection
-            except asyncio.CancelledError:
-                driver.terminate()  # before SQLAlchemy waits for a statement that was cancelled
-                raise
+
+    engine: AsyncEngine = create_async_engine(
+        "postgresql+asyncpg://", creator=creator, poolclass=StaticPool
+    )
+    # The pool is not disposed of: it would close the driver's connection before the commit.
+    async with engine.connect() as connection:
+        try:
+            yield connection
+        except asyncio.CancelledError:
+            driver.terminate()  # before SQLAlchemy waits for a statement that was cancelled
+            raise
 
 
 async def _close(connection: asyncpg.Connection[asyncpg.Record]) -> None:
