@@ -40,6 +40,7 @@ LARGE_ROWS, LARGE_VECTORS = 2_000_000, 100_000
 VECTOR_BYTES = 4 * large_home.DIMENSIONS
 # Against the COPY of ready files; bytes of all processes; bytes a second.
 LIMIT_BARE, LIMIT_COMPARED, LIMIT_MEMORY, LIMIT_VECTORS = 1.3, 2.0, 200e6, 40e6
+LIMIT_RESUMABLE = 1.1  # processor time against that of the plain move to an empty database
 PEERS = REPOSITORY / "tests" / "benchmarks" / "sqlite_to_postgres.py"
 # The whole command but its comparison, which no option of it leaves out.
 BARE = """
@@ -95,6 +96,7 @@ def main() -> int:
         server.stop()
     print(
         f"Asked for: {LIMIT_BARE} x without the comparison, {LIMIT_COMPARED} x with it,"
+        f" --resumable {LIMIT_RESUMABLE} x the processor time,"
         f" {LIMIT_MEMORY / 1e6:.0f} MB, vectors {LIMIT_VECTORS / 1e6:.0f} MB/s."
     )
     return 0 if kept else 1
@@ -125,12 +127,18 @@ def _measure(server: Server, rows: int, vectors: int, rounds: int, *, slow: bool
                   f" {cost.peak_bytes / 1e6:.0f} MB |")  # fmt: skip
         print()
         bare, ours = best(costs["ours, not compared"]), best(costs["ours"])
+        plain, parts = (
+            min(cost.cpu_seconds for cost in costs[name])
+            for name in ("ours, into an empty database", "ours, --resumable")
+        )
+        print(f"--resumable: {parts / plain:.2f} times the processor time of a plain move.\n")
         speed = _vector_speed(site) if vectors else LIMIT_VECTORS
     return (
         bare.wall_seconds <= LIMIT_BARE * limit.wall_seconds
         and ours.wall_seconds <= LIMIT_COMPARED * limit.wall_seconds
         and max(bare.peak_bytes, ours.peak_bytes) <= LIMIT_MEMORY
         and speed >= LIMIT_VECTORS
+        and parts <= LIMIT_RESUMABLE * plain
     )
 
 
@@ -158,11 +166,11 @@ def _ways(site: Site, *, slow: bool) -> dict[str, Callable[[], Cost]]:
     python, home = sys.executable, os.fspath(site.home)
     make = [python, os.fspath(PEERS), "csv", os.fspath(site.database), os.fspath(files)]
 
-    def into(*command: str) -> Callable[[], Cost]:
+    def into(*command: str, is_empty: bool = False) -> Callable[[], Cost]:
         """Run a command on a database of its own, whose URL takes the place of the word {}."""
 
         def run() -> Cost:
-            name = site.server.at(HEAD)
+            name = site.server.create() if is_empty else site.server.at(HEAD)
             url = site.server.tcp_url(name)
             before = _server_seconds(site.server)
             try:
@@ -182,6 +190,8 @@ def _ways(site: Site, *, slow: bool) -> dict[str, Callable[[], Cost]]:
         "COPY of ready CSV files": into(*copy),
         "ours, not compared": into(python, "-c", BARE, home, "{}"),
         "ours": into(*ours),
+        "ours, into an empty database": into(*ours, is_empty=True),
+        "ours, --resumable": into(*ours, "--resumable", is_empty=True),
     }
     if slow:
         measured["executemany"] = into(
