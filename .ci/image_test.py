@@ -42,25 +42,40 @@ def run(*words: str | Path, **options: object) -> str:
     return str(done.stdout)
 
 
-def find_obstacle() -> str:
-    """Install the programs; return why the image cannot be built here, "" if it can."""
+class SkippedError(Exception):
+    """What the test needs is not here."""
+
+
+def run_installer(*words: str | Path) -> None:
+    """Run a program that needs Debian's packages.
+
+    Raises:
+        SkippedError: It failed.
+    """
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        found = [line for line in lines if line.startswith(("E: ", "W: Failed"))] or lines[-1:]
+        raise SkippedError(f"{words[0]}: {found[0]}")
+
+
+def install() -> None:
+    """Install the programs.
+
+    Raises:
+        SkippedError: They cannot be installed.
+    """
     release = Path("/etc/os-release")
     is_debian = release.exists() and "\nID=debian\n" in f"\n{release.read_text()}"
     if os.geteuid() != 0 or not is_debian or not shutil.which("apt-get"):
-        return "needs root on Debian"
-    quiet = ("apt-get", "-qq", "-o", "APT::Update::Error-Mode=any")
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(
-            [*quiet, *words],
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            return f"apt-get {words[0]}: {last}"
-    return ""
+        raise SkippedError("needs root on Debian")
+    words = ("apt-get", "-qq", "install", "-y", "--no-install-recommends", *PACKAGES)
+    try:
+        run_installer(*words)
+    except SkippedError:  # the lists may be missing or old
+        run_installer("apt-get", "-qq", "update")
+        run_installer(*words)
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,7 @@ class Storage:
             for line in Path("/etc/os-release").read_text().splitlines()
             if line.startswith("VERSION_CODENAME=")
         )
-        run("mmdebstrap", "--quiet", "--variant=minbase", packages, codename, base)
+        run_installer("mmdebstrap", "--quiet", "--variant=minbase", packages, codename, base)
         container = run(*self.buildah, "from", "scratch").strip()
         run(*self.buildah, "add", "--quiet", container, base, "/")
         run(*self.buildah, "commit", "--quiet", "--rm", container, BASE)
@@ -257,13 +272,16 @@ def run_services(storage: Storage) -> str:
 
 def main() -> None:
     """Build, then run."""
-    if obstacle := find_obstacle():
-        print(f"image-test: skipped, {obstacle}")
+    try:
+        install()
+    except SkippedError as error:
+        print(f"image-test: skipped, {error}")
         return
     began = time.monotonic()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     directory = Path(tempfile.mkdtemp(prefix="sagewai-ops-image-", dir="/var/tmp"))
     directory.chmod(0o711)
+    os.environ["TMPDIR"] = str(directory)  # buildah's temporary files
     storage = Storage.create(directory)
     try:
         storage.build()
@@ -272,6 +290,9 @@ def main() -> None:
         check_full(storage)
         if obstacle := run_services(storage):
             print(f"image-test: Compose skipped, rootless podman cannot run: {obstacle}")
+    except SkippedError as error:
+        print(f"image-test: skipped, {error}")
+        return
     finally:
         storage.remove()
     print(f"passed in {time.monotonic() - began:.0f} s")
