@@ -4,7 +4,6 @@ import _thread
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,8 @@ from sagewai_ops.remote.path import is_remote
 from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from sagewai_ops.fs.monitor import Grant
     from sagewai_ops.process.privileges import Account
 
@@ -119,10 +120,12 @@ def run_in_child(
     Raises:
         OpsError: A signal that is not a request to end, such as SIGKILL, ended the child.
     """
+    from socket import socketpair
+
     from sagewai_ops.fs.monitor import serve
     from sagewai_ops.process.signals import forward_signals
 
-    ours, theirs = socket.socketpair()
+    ours, theirs = socketpair()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
@@ -158,7 +161,7 @@ def _end_stopped(child: int) -> None:
 
 
 def _run(
-    connection: socket.socket,
+    connection: "socket",
     grant: "Grant",
     work: Callable[[], Any],
     subject: str,

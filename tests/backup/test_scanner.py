@@ -428,7 +428,7 @@ def test_link_of_a_user_to_the_file_of_another_is_a_loss(tmp_path: Path) -> None
 
 
 def test_packed_items_are_the_same_in_the_same_order() -> None:
-    """Names that are not UTF-8 too, over several blocks, with items of other types between."""
+    """Paths that are not UTF-8 too, over several blocks, with items of other types between."""
     items = ScanItems()
     added = [
         ScanItem("data", "/home/", "folder", Kind.OTHER),
