@@ -23,7 +23,7 @@ import yaml
 USER = "sagewai-ops-image"  # a system account of the test, with subordinate ids
 BACKUP, DRILL, RESTORE = "sagewai-ops-backup", "sagewai-ops-drill", "sagewai-ops-restore"
 FILE = "sagewai-ops-backup.yaml"
-_WAIT_SECONDS = 120.0
+_WAIT_SECONDS = 600.0
 # crun needs the hierarchy of version 2 alone; a private mount namespace has it.
 _UNIFIED = 'umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
 # Without systemd, nothing delegates a control group to a user: limits are in the configuration of a
@@ -113,10 +113,8 @@ class Engine:
         output = self.run(
             self.compose, "run", "-T", "--rm", *other, name, *words, expected=expected
         )
-        print(
-            f"{time.monotonic():.0f} exit {expected}: {name}: {entrypoint} {' '.join(words)[:70]}",
-            flush=True,
-        )
+        shown = entrypoint or " ".join(words)
+        print(f"exit {expected}: {name}: {shown}", flush=True)
         return output
 
     def container(self, name: str) -> dict[str, Any]:
