@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sagewai_ops.errors import PermissionDeniedError
-from sagewai_ops.export.target_session import MOVE, VERIFY
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.removal import sweep_leftovers
 from sagewai_ops.fs.tempdirs import Keep, kept, working_directory
@@ -47,6 +46,8 @@ def copy_directory(
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be created.
     """
+    from sagewai_ops.export.target_session import MOVE, VERIFY  # `status` needs no asyncio
+
     directory = chosen or export_directory(home)
     with contextlib.ExitStack() as stack:
         try:

@@ -7,7 +7,6 @@ the database, which could have been dropped since. Source: PostgreSQL manual, se
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
@@ -78,6 +77,8 @@ async def wait_for_commit(
     Raises:
         UnknownOutcomeError: There was no answer.
     """
+    import asyncio
+
     running = asyncio.ensure_future(committing)
     limit: float | None = None
     while not running.done():
@@ -152,6 +153,8 @@ async def _identify(connection: asyncpg.Connection[asyncpg.Record]) -> str:
 async def _is_committed(
     url: PostgresUrl, transaction: ServerTransaction, wait_seconds: float
 ) -> bool | None:
+    import asyncio
+
     import asyncpg
 
     from sagewai_ops.database.postgres.connection import open_transaction
