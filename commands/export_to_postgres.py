@@ -15,22 +15,24 @@ from sagewai_ops.text import size
 from .shared_options import (  # noqa: TID251 - a neighbour
     CopyDirOption,
     KeepWorkDirOption,
+    command_words,
     keeper,
 )
 
 if TYPE_CHECKING:
     from sagewai_ops.database.url import PostgresUrl
+    from sagewai_ops.export.live_first import LiveFirst
     from sagewai_ops.export.results import ExportResult, FindingResult
     from sagewai_ops.home.paths import Home
 
 HELP = """Move the database of a home to PostgreSQL.
 
 The target must be empty, or have the current schema and no rows. The home is only read, from a
-copy, and records the server afterwards; Sagewai must be stopped. Rows are copied in one
-transaction, which is committed after every row was compared with its source: on any failure the
-target is unchanged. --resumable, for bad lines, first sends parts to a schema of their own, and
-continues there. The URL may also come from SAGEWAI_DATABASE_URL, its password from PGPASSWORD or
-the password file.
+copy, and records the server afterwards; Sagewai must be stopped, with --live-first only for the
+end. Rows are copied in one transaction, which is committed after every row was compared with its
+source: on any failure the target is unchanged. --resumable first sends parts to a schema of
+their own, and continues there. The URL may also come from SAGEWAI_DATABASE_URL, its
+password from PGPASSWORD or the password file.
 
 Exit status:
   0   moved and compared
@@ -40,12 +42,13 @@ Exit status:
   11  locked by another run
   14  permission denied
   15  home in use or changed, or target not empty
-  16  --resumable: copy or sent rows damaged
+  16  copy, or sent rows, damaged
   17  target schema older
   18  target schema newer or unknown
   19  server or network failed
   20  target differs from the home
 """
+_WAIT_SECONDS = 300.0
 _SHOWN_FINDINGS = 40  # for people; --json and the report have all
 
 
@@ -56,6 +59,13 @@ class Policy(str, Enum):
     REPAIR = "repair"
     QUARANTINE = "quarantine"
     REPAIR_QUARANTINE = "repair,quarantine"
+
+
+class Compared(str, Enum):
+    """What `--live-first` compares again at the end, apart from the rows that changed."""
+
+    SAMPLE = "sample"
+    FULL = "full"
 
 
 class Learnings(str, Enum):
@@ -121,6 +131,31 @@ def export_to_postgres(
         bool, option(RUN, "--abandon", "Remove what an unfinished --resumable left.")
     ] = False,
     yes: YesOption = False,
+    live_first: Annotated[
+        bool, option(RUN, "--live-first", "Stop Sagewai only for what changed during the copy.")
+    ] = False,
+    stop_command: Annotated[
+        str | None,
+        option(
+            *(RUN, "--stop-command", "Command that stops it, without a shell.", "CMD"),
+            parser=command_words,
+        ),
+    ] = None,
+    wait: Annotated[
+        float | None,
+        option(
+            *(RUN, "--wait", "Wait until it has stopped (default: 300).", "SECONDS"),
+            min=0,
+            hidden=True,
+        ),
+    ] = None,
+    compare: Annotated[
+        Compared | None,
+        option(
+            *(RUN, "--compare", "Rows that --live-first compares again.", "sample|full"),
+            hidden=True,
+        ),
+    ] = None,
     url_file: Annotated[
         Path | None, option(DATABASE, "--url-file", "Read the URL from this file.", "FILE")
     ] = None,
@@ -140,6 +175,10 @@ def export_to_postgres(
 
     if plan and verify_only:
         raise UsageError("--plan and --verify-only: one of the two")
+    phase = _second_phase(run, live_first, stop_command, wait, compare)
+    if phase and (verify_only or allow_live):
+        other = "--verify-only" if verify_only else "--allow-live"
+        raise UsageError(f"--live-first and {other}: one of the two")
     _check_parts(
         resumable=resumable,
         abandon=abandon,
@@ -148,6 +187,7 @@ def export_to_postgres(
             "--allow-live": allow_live,
             "--keep-work-dir": keep_work_dir,
             "--plan": plan and resumable,
+            "--live-first": live_first,
         },
     )
     home = run.home()
@@ -163,6 +203,7 @@ def export_to_postgres(
         report=report,
         work_dir=work_dir,
         keep=keeper(run, keep_work_dir, work_dir, run.snapshots(home)),
+        live_first=phase,
     )
     target = given_server(run, url, url_file, "export-to-postgres")
     with run.terminal.progress() as progress:
@@ -228,6 +269,42 @@ def _show_abandoned(terminal: Terminal, result: "ExportResult", *, plan: bool) -
     terminal.line(f"{is_removed}: {result.resumable.rows_before} rows in {result.target}")
     if "copy" in result.files:
         terminal.line(f"{is_removed}: {result.files['copy']}")
+
+
+def _second_phase(
+    run: Run,
+    is_wanted: bool,
+    command: str | None,
+    wait: float | None,
+    compare: Compared | None,
+) -> "LiveFirst | None":
+    """Return the second phase of `--live-first`; None without it."""
+    if not is_wanted:
+        given = {"--stop-command": command, "--wait": wait, "--compare": compare}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name}: needs --live-first")
+        return None
+    from sagewai_ops.export.live_first import STOP, STOPPED, LiveFirst, StopOptions
+    from sagewai_ops.process.command_output import split_command
+
+    stop = StopOptions(
+        command=tuple(split_command(command)) if command else (),
+        wait_seconds=_WAIT_SECONDS if wait is None else wait,
+    )
+
+    def show_event(event: str) -> None:
+        if event == STOP:
+            run.terminal.print_line(
+                "stop Sagewai now: server, workers, harness; the export goes on when they have"
+                f" stopped, and waits {stop.wait_seconds:g} s"
+            )
+        elif event == STOPPED:
+            run.terminal.note("Sagewai has stopped")
+        else:
+            run.terminal.warning("nothing was changed: Sagewai can be started again")
+
+    return LiveFirst(show_event, stop, every_row=compare is Compared.FULL)
 
 
 def _left_out(result: "ExportResult") -> list[str]:
@@ -320,6 +397,14 @@ def _show_move(terminal: Terminal, result: "ExportResult") -> None:
             f"continued the export of {parts.begun_at}: {parts.rows_before} rows in"
             f" {parts.ranges_before} ranges were there, {parts.ranges} ranges were sent"
         )
+    if caught_up := result.caught_up:
+        terminal.line(
+            f"Sagewai stopped for {caught_up.stopped_seconds:.1f} s: {caught_up.changed_pages} of"
+            f" {caught_up.pages} pages changed, {caught_up.deleted} rows deleted,"
+            f" {caught_up.sent} sent"
+        )
+        if caught_up.scanned:
+            terminal.line(f"  too many to name, all rows read: {', '.join(caught_up.scanned)}")
     if result.mended:
         terminal.line(f"{result.mended} values were repaired")
     for copy in result.learnings.tables:

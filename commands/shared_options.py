@@ -20,7 +20,7 @@ def _wait(purpose: str) -> Any:
     return option(RUN, "--wait", f"Wait for {purpose}.", "SECONDS", min=0)
 
 
-def _command(text: str) -> str:
+def command_words(text: str) -> str:
     """Check the words of a command; it is split again where it is run."""
     from sagewai_ops.process.command_output import split_command
 
@@ -34,7 +34,7 @@ def _command(text: str) -> str:
 def _key_command(flag: str, what: str) -> Any:
     # Hidden: the option next to it names it, in helps that have no line left.
     text = f"Read the {what} from the output of this command, which is run without a shell."
-    return option(ENCRYPTION, flag, text, METAVAR, hidden=True, parser=_command)
+    return option(ENCRYPTION, flag, text, METAVAR, hidden=True, parser=command_words)
 
 
 def _work_dir(default: str) -> Any:

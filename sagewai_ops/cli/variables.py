@@ -19,6 +19,7 @@ PREFIX = "SAGEWAI_OPS_"
 ACTING = frozenset((
     *("--fix", "--undo", "--recover", "--replace", "--rebuild", "--into"),
     *("--yes", "--force", "--all", "--no-snapshot", "--allow-live", "--keep-work-dir"),
+    *("--live-first", "--stop-command"),
     *("--revoke-sessions", "--rebind-fleet", "--without-key", "--leave-unopened"),
     *("--allow-rollback", "--owner", "--same-owner", "--unencrypted", "--sqlite", "--to-sqlite"),
     *("--accept-change", "--allow-clear", "--if-empty", "--init-repository"),

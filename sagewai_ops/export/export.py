@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from sagewai_ops.database.postgres.transaction import (
     UnknownOutcomeError,
@@ -24,7 +24,7 @@ from sagewai_ops.database.postgres.transaction import (
     is_committed,
 )
 from sagewai_ops.database.sqlite.in_use import require_unused
-from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, copy_database
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
@@ -73,6 +73,8 @@ from sagewai_ops.swap import unfinished_export
 from sagewai_ops.swap.export_journal import Journal, Recording, recording, settle
 from sagewai_ops.text import shell_word
 
+Result = TypeVar("Result")
+
 # The time of an export, as a multiple of the time that a plan takes to check; docs/export.md.
 MOVE_PER_CHECK = 3.0
 
@@ -90,6 +92,7 @@ class Options:
             no report of a plan.
         work_dir: Where the frozen copy is made; None for next to the home.
         keep: Keeps the copy, as in `tempdirs.kept`.
+        live_first: Copy the bulk of a move while Sagewai runs, and then have it stopped.
         compare: False skips the comparison. Only the benchmarks do, to measure the copy alone.
     """
 
@@ -100,15 +103,16 @@ class Options:
     report: Path | None = None
     work_dir: Path | None = None
     keep: Keep | None = None
+    live_first: SecondPhase | None = None
     compare: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Work:
     """The state of one run; its report is filled in as the run proceeds.
 
     Attributes:
-        copy: The frozen copy.
+        copy: The frozen copy; with `Options.live_first` at last the second one.
         path: Of the report; None for none.
     """
 
@@ -120,6 +124,27 @@ class Work:
     recording: Recording
     report: Report
     progress: Progress | None
+
+
+class SecondPhase(Protocol):
+    """What an export does between the load of its tables and the commit: see `live_first`."""
+
+    async def begin(self, work: Work, schema: Plan, plan: Plan, session: Session) -> None:
+        """Check that it will be possible, before anything is sent.
+
+        Args:
+            schema: What the frozen copy has.
+            plan: What is sent of it.
+        """
+
+    async def catch_up(self, work: Work, session: Session) -> None:
+        """Bring the target to a later copy, which becomes that of `work`."""
+
+    async def check(self, work: Work) -> None:
+        """Check that the home did not change since then, right before the commit."""
+
+    def end(self, work: Work) -> None:
+        """End it after the commit, or after a failure."""
 
 
 def export(
@@ -152,7 +177,7 @@ def export(
     report = Report(options.purpose, home.database, url.display, options.policy)
     if options.purpose == MOVE:
         settle(home, url)
-        if not options.allow_live:
+        if not options.allow_live and not options.live_first:
             require_unused(home.root, home.database)
     _refuse_unfinished(report, unfinished_export.exists(directory_of(home, options.work_dir)))
     path = report_path(report, export_directory(home), options.report)
@@ -290,6 +315,8 @@ async def _export(work: Work) -> None:
                 raise
         finally:
             report.committed = session is not None and session.committed
+            if work.options.live_first:
+                work.options.live_first.end(work)
 
 
 async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker, ...]) -> bool:
@@ -300,6 +327,7 @@ async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker,
     """
     report, options = work.report, work.options
     reader, comparer = workers[0], workers[1] if options.compare else None
+    schema = plan
     if options.policy != FAIL:
         plan = await settle_values(work, plan, session)
         if report.open_findings:
@@ -312,7 +340,11 @@ async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker,
         report.findings = report.open_findings = await find_violations(work, plan, session)
         if report.open_findings:
             return True
+    if options.live_first:
+        await options.live_first.begin(work, schema, plan, session)
     await load_tables(session, reader, comparer, plan, report, work.progress)
+    if options.live_first and not report.open_findings:
+        await options.live_first.catch_up(work, session)
     if report.open_findings:
         return options.policy != FAIL
     with timed(report, "learnings"):
@@ -322,6 +354,8 @@ async def _move(work: Work, plan: Plan, session: Session, workers: tuple[Worker,
     if report.learnings.findings and options.policy == FAIL:
         report.findings = report.open_findings = tuple(report.learnings.findings)
         return True
+    if options.live_first:
+        await options.live_first.check(work)
     await begin_commit(work, session)
     session.keep = True
     return True
@@ -400,6 +434,8 @@ def write_settled(work: Work, source: sqlite3.Connection, plan: Plan) -> None:
 
 async def _check(work: Work, plan: Plan, session: Session) -> None:
     """Find all that would stop the export, rows of learnings that it would omit included."""
+    if work.options.live_first:
+        await work.options.live_first.begin(work, plan, plan, session)
     await _check_tables(work, plan, session)
     report, choice = work.report, work.options.learnings
     report.learnings = await learnings.check(work.copy, choice, session.connection)
@@ -469,8 +505,25 @@ def timed(report: Report, stage: str) -> Iterator[None]:
 @asynccontextmanager
 async def copying(
     database: Path, copy: Path, progress: Progress | None
-) -> AsyncIterator[asyncio.Task[object]]:
+) -> AsyncIterator[asyncio.Task[DatabaseCopy]]:
     """Make the frozen copy while the block runs; leaving the block early stops the copy."""
+
+    def make_copy(report: Progress) -> DatabaseCopy:
+        return copy_database(database, copy, durable=False, progress=report)
+
+    async with in_thread(make_copy, progress) as copied:
+        yield copied
+
+
+@asynccontextmanager
+async def in_thread(
+    call: Callable[[Progress], Result], progress: Progress | None
+) -> AsyncIterator[asyncio.Task[Result]]:
+    """Run a function in a thread during the block; leaving the block early stops it.
+
+    Args:
+        call: Ends when the callback that it gets raises an error.
+    """
     stop = threading.Event()
 
     def report_progress(stage: str, done: int, total: int) -> None:
@@ -479,16 +532,14 @@ async def copying(
         if progress:
             progress(stage, done, total)
 
-    copying = asyncio.create_task(
-        asyncio.to_thread(copy_database, database, copy, durable=False, progress=report_progress)
-    )
+    running = asyncio.create_task(asyncio.to_thread(call, report_progress))
     try:
-        yield copying
+        yield running
     finally:
         stop.set()
-        await asyncio.wait([copying])
-        if not copying.cancelled():
-            copying.exception()  # mark as retrieved, whether or not the block awaited it
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # mark as retrieved, whether or not the block awaited it
 
 
 def warn(work: Work, session: Session) -> None:

@@ -122,7 +122,7 @@ async def _load(
     deferred = await defer_indexes(session, plan)
     truncated = await _truncate_large(session, plan)
     # A trigger may change rows that were compared: then all are read back after the last table.
-    at_once = comparison is not None and await connection.fetchval(_NO_TRIGGERS)
+    at_once = comparison is not None and not await has_triggers(connection)
     sent = await send_tables(
         connection,
         reader,
@@ -158,6 +158,11 @@ async def _load(
     else:
         await analyze(session, plan)
     report.stages["compare"] = time.monotonic() - started
+
+
+async def has_triggers(connection: asyncpg.Connection[asyncpg.Record]) -> bool:
+    """Return whether a trigger may change the rows of a table while others are loaded."""
+    return not await connection.fetchval(_NO_TRIGGERS)
 
 
 async def check_results(

@@ -23,7 +23,7 @@ from sagewai_ops.errors import (
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.learnings.learnings import KEEP, Learnings
 from sagewai_ops.export.mapping.findings import Finding
-from sagewai_ops.export.results import Resumable, describe_report
+from sagewai_ops.export.results import CatchUp, Resumable, describe_report
 from sagewai_ops.export.sequences import SetSequence
 from sagewai_ops.export.target_session import MOVE, PLAN
 from sagewai_ops.export.validate.validator import FAIL
@@ -63,6 +63,7 @@ class Report:
         repaired: Values that were repaired.
         refused: Rows that are not in the target.
         resumable: Of a resumable export, or its end.
+        caught_up: The second phase of `--live-first`; None without it.
         stages: Seconds by stage.
         files: In the report's directory: the repaired values, and the refused rows.
     """
@@ -86,6 +87,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     cut_over: tuple[str, ...] = ()
+    caught_up: CatchUp | None = None
     stages: dict[str, float] = field(default_factory=dict)
     estimate_seconds: float = 0.0
     files: dict[str, str] = field(default_factory=dict)

@@ -68,6 +68,35 @@ class LearningsResult:
     findings: tuple[FindingResult, ...]
 
 
+@dataclass(slots=True)
+class CatchUp:
+    """What `--live-first` did after the rows of the first copy were in the target.
+
+    Attributes:
+        pages: Of the second copy.
+        changed_pages: Of these, that the first copy does not have.
+        scanned: Tables all of whose rows were compared, because too many may have changed.
+        deleted: Rows that were removed from the target, or replaced.
+        sent: Rows that were added to it, or replaced.
+        compared_again: Rows that were sent, and compared.
+        sampled: Other rows that were compared again.
+        compared_whole: Tables all of whose rows were compared again.
+        waited_seconds: From the request to stop until the home was not in use.
+        stopped_seconds: From then to the commit; 0 without one.
+    """
+
+    pages: int = 0
+    changed_pages: int = 0
+    scanned: tuple[str, ...] = ()
+    deleted: int = 0
+    sent: int = 0
+    compared_again: int = 0
+    sampled: int = 0
+    compared_whole: tuple[str, ...] = ()
+    waited_seconds: float = 0.0
+    stopped_seconds: float = 0.0
+
+
 class Files(TypedDict, total=False):
     """The files that the run wrote; `copy` is the directory that `--abandon` removed."""
 
@@ -128,6 +157,7 @@ class ExportResult:
     resumable: Resumable | None
     notes: tuple[str, ...]
     cut_over: tuple[str, ...]
+    caught_up: CatchUp | None
     stages: Mapping[str, float]
     estimate_seconds: float
     files: Files
@@ -175,6 +205,7 @@ def describe_report(report: Report) -> ExportResult:
         resumable=report.resumable,
         notes=tuple(report.notes),
         cut_over=tuple(report.cut_over),
+        caught_up=_caught_up(report.caught_up) if report.caught_up else None,
         stages={name: round(seconds, 3) for name, seconds in report.stages.items()},
         estimate_seconds=round(report.estimate_seconds, 1),
         files=cast("Files", dict(report.files)),
@@ -194,6 +225,13 @@ def _comparison(compared: Result) -> ComparisonResult:
         differences=compared.count,
         first=tuple(compared.differences),
         audit=AuditResult(**{**audit, "keys": tuple(audit["keys"])}) if audit else None,
+    )
+
+
+def _caught_up(caught_up: CatchUp) -> CatchUp:
+    names = ("waited_seconds", "stopped_seconds")
+    return dataclasses.replace(
+        caught_up, **{name: round(getattr(caught_up, name), 3) for name in names}
     )
 
 

@@ -1,18 +1,23 @@
 """The output of a program that prints a secret: a passphrase or a private key.
 
+A program of which only the result is of interest is started in the same way, without output.
+
 The program is started without a shell, with /dev/null as its standard input, in a session of its
 own, so that it has no terminal, and a signal ends what it has started too. Its output is returned
 and never shown. Its messages may contain the secret as well: that there were some is reported.
 """
 
+import functools
 import shlex
 import subprocess
+import time
 from collections.abc import Sequence
 
 from sagewai_ops.errors import (
     KeyMissingError,
     NotFoundError,
     PermissionDeniedError,
+    TargetBusyError,
     UsageError,
 )
 from sagewai_ops.process.child import OutputTooLongError, TimedOutError, child, read_streams
@@ -21,6 +26,7 @@ from sagewai_ops.text import printable, shell_word
 SECONDS = 60.0  # for a person to touch a hardware key, or a server to answer
 MOST_BYTES = 64 * 1024  # of output; a key has some hundred
 _END_SECONDS = 2.0  # from SIGTERM to SIGKILL
+_POLL_SECONDS = 0.1  # between two looks whether it has ended
 _ERRORS = {FileNotFoundError: NotFoundError, PermissionError: PermissionDeniedError}
 
 
@@ -70,13 +76,43 @@ def read_output(words: Sequence[str], what: str) -> bytes:
     return finished.output
 
 
-def _start(words: Sequence[str], name: str) -> "subprocess.Popen[bytes]":
+async def run_command(words: Sequence[str], what: str, seconds: float) -> None:
+    """Run a program without output, in an event loop; a cancellation ends it.
+
+    Args:
+        words: The program and its arguments.
+        what: What the command is, for errors.
+        seconds: Until it must have ended.
+
+    Raises:
+        NotFoundError, PermissionDeniedError, UsageError: The program cannot be started.
+        TargetBusyError: It failed, or did not end in time.
+    """
+    import asyncio
+
+    name = f"{what} {printable(words[0])}"
+    deadline = time.monotonic() + seconds
+    start = functools.partial(_start, words, name, subprocess.DEVNULL)
+    with child(start, end_seconds=_END_SECONDS) as process:
+        while (code := process.poll()) is None and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+    if code is None:
+        state = f"not ended within {seconds:g} s"
+    else:
+        state = f"exit code {code}" if code >= 0 else f"ended by signal {-code}"
+    if code != 0:
+        raise TargetBusyError(f"{name}: {state}", hint=_hint(words))
+
+
+def _start(
+    words: Sequence[str], name: str, output: int = subprocess.PIPE
+) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     except OSError as error:

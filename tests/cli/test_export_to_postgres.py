@@ -550,6 +550,7 @@ def test_a_resumable_move_continues_is_shown_and_is_abandoned(home: Home, postgr
         (("--resumable", "--plan"), "--resumable", "--plan"),
         (("--resumable", "--verify-only"), "--resumable", "--verify-only"),
         (("--resumable", "--allow-live"), "--resumable", "--allow-live"),
+        (("--resumable", "--live-first"), "--resumable", "--live-first"),
         (("--abandon", "--verify-only"), "--abandon", "--verify-only"),
     ],
 )
@@ -561,3 +562,113 @@ def test_options_that_contradict_a_resumable_move_are_refused(
 
     assert answer.code == 2
     assert f"{first} and {second}: one of the two" in answer.err
+
+
+def _changer(tmp_path: Path, home: Home) -> str:
+    """Return a command that writes to the home, as a Sagewai that stops does."""
+    program = tmp_path / "stop sagewai.py"
+    program.write_text(
+        "import sqlite3, sys\n"
+        "connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute(\"UPDATE agent_runs SET output_text = 'later'\")\n"
+        "connection.execute('DELETE FROM rate_limits')\n"
+        "connection.commit()\n"
+        "print('a secret of the service')\n"
+    )
+    return shlex.join([sys.executable, str(program), str(home.database)])
+
+
+def test_live_first_copies_what_is_written_until_sagewai_has_stopped(
+    home: Home, postgres: Server, tmp_path: Path
+) -> None:
+    """The stop command writes; its output is not shown, and the report counts the changes."""
+    database = at_head(postgres)
+    words = ("--live-first", "--stop-command", _changer(tmp_path, home), "--compare", "full")
+
+    answer = export(home, postgres.url(database), *words, "--json")
+
+    result = valid(answer)
+    caught_up = result["caught_up"]
+    assert isinstance(caught_up, dict)
+    assert (answer.code, answer.err) == (0, "")
+    assert "a secret" not in answer.out
+    assert caught_up["sent"] > 0
+    assert caught_up["deleted"] > caught_up["sent"]
+    assert caught_up["stopped_seconds"] > 0
+    assert "rate_limits" not in counts_of(postgres, database)
+    assert export(home, "--verify-only", postgres.url(database)).code == 0
+
+
+def test_live_first_asks_people_to_stop_sagewai(home: Home, postgres: Server) -> None:
+    """On stderr, whether quiet or not; the summary has the seconds."""
+    answer = export(home, postgres.url(at_head(postgres)), "--live-first", "--quiet")
+
+    assert answer.code == 0
+    assert answer.err == (
+        "stop Sagewai now: server, workers, harness; the export goes on when they have stopped,"
+        " and waits 300 s\n"
+    )
+    assert "Sagewai stopped for " in answer.out
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("/nonexistent/stop", 10, "stop command /nonexistent/stop: no such file or directory"),
+        ("sh -c 'echo secret; exit 3'", 15, "stop command sh: exit code 3"),
+        ("sh -c 'kill -9 $$'", 15, "stop command sh: ended by signal 9"),
+        ("sleep 60", 15, "stop command sleep: not ended within 1 s"),
+    ],
+)
+def test_a_stop_command_that_fails_ends_the_export(
+    home: Home, postgres: Server, command: str, code: int, message: str
+) -> None:
+    """Nothing was changed; its arguments and its output are not shown."""
+    database = at_head(postgres)
+    before = state_of(postgres, database)
+    words = ("--live-first", "--stop-command", command, "--wait", "1")
+
+    answer = export(home, postgres.url(database), *words)
+
+    assert answer.code == code
+    assert f"error: {message}\n" in answer.err
+    assert "warning: nothing was changed: Sagewai can be started again\n" in answer.err
+    assert "secret" not in answer.err + answer.out
+    assert state_of(postgres, database) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--stop-command", "true"), "--stop-command: needs --live-first"),
+        (("--wait", "3"), "--wait: needs --live-first"),
+        (("--compare", "full"), "--compare: needs --live-first"),
+        (("--live-first", "--verify-only"), "--live-first and --verify-only: one of the two"),
+        (("--live-first", "--allow-live"), "--live-first and --allow-live: one of the two"),
+        (("--live-first", "--stop-command", "'"), "no closing quotation"),
+    ],
+)
+def test_options_that_contradict_live_first_are_refused(
+    home: Home, words: tuple[str, ...], message: str
+) -> None:
+    """Exit 2, before the server is asked."""
+    answer = export(home, "postgresql://127.0.0.1:1/x", *words)
+
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def test_a_plan_of_live_first_changes_nothing(home: Home, postgres: Server) -> None:
+    """Nothing has to stop for it. It finds a time limit that would end the session."""
+    database = at_head(postgres)
+    before = state_of(postgres, database)
+
+    planned = export(home, postgres.url(database), "--live-first", "--plan")
+    limited = export(
+        home, f"{postgres.url(database)}&statement_timeout=9000", "--live-first", "--plan"
+    )
+
+    assert (planned.code, planned.err) == (0, "")
+    assert limited.code == 14
+    assert "statement_timeout = 9000ms" in limited.err
+    assert state_of(postgres, database) == before

@@ -525,6 +525,15 @@ CASES = (
         on_server=True,
     ),
     Case(
+        "export-to-postgres --live-first",
+        beginnings.at(""),
+        lambda world: ("export-to-postgres", world.url, "--live-first", "--stop-command", "true"),
+        codes_done=(OCCUPIED,),
+        variables=server_url,
+        recover=RECOVER,
+        on_server=True,
+    ),
+    Case(
         "export-to-postgres --resumable",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url, "--resumable"),

@@ -98,17 +98,26 @@ def target_query(table: PlannedTable, *, by_key: bool) -> str:
     Args:
         by_key: Put the key first, as texts, and order by its bytes.
     """
-    columns = [
-        f"pg_catalog.array_to_json({quoted(column.name)})"
-        if column.target.type.name == "text[]"
-        else quoted(column.name)
-        for column in table.columns
-    ]
+    columns = read_columns(table)
     if not by_key:
         return f"SELECT {', '.join(columns)} FROM ONLY {quoted(table.name)}"
     keys = [f'{quoted(name)}::text COLLATE "C"' for name in table.key]
     order = ", ".join(str(place + 1) for place in range(len(keys)))
     return f"SELECT {', '.join([*keys, *columns])} FROM ONLY {quoted(table.name)} ORDER BY {order}"
+
+
+def read_columns(table: PlannedTable, prefix: str = "") -> list[str]:
+    """Return the expressions of the copied columns of the target.
+
+    Args:
+        prefix: Of the columns, such as `t.`.
+    """
+    return [
+        f"pg_catalog.array_to_json({prefix}{quoted(column.name)})"
+        if column.target.type.name == "text[]"
+        else f"{prefix}{quoted(column.name)}"
+        for column in table.columns
+    ]
 
 
 def block_query(table: PlannedTable) -> str:

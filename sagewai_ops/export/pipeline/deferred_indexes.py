@@ -40,7 +40,8 @@ WHERE n.nspname = pg_catalog.current_schema() AND c.relname = ANY($1::text[])
 ORDER BY c.relname, i.indisprimary DESC, x.relname
 """
 _FOREIGN_KEYS = """
-SELECT c.relname AS owner, k.conname AS name, pg_catalog.pg_get_constraintdef(k.oid) AS definition
+SELECT c.relname AS owner, k.conname AS name, pg_catalog.pg_get_constraintdef(k.oid) AS definition,
+       p.relname AS parent
 FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -49,6 +50,12 @@ WHERE k.contype = 'f' AND k.convalidated AND k.conparentid = 0::oid
   AND n.nspname = pg_catalog.current_schema() AND p.relnamespace = c.relnamespace
   AND (c.relname = ANY($1::text[]) OR p.relname = ANY($1::text[]))
 ORDER BY c.relname, k.conname
+"""
+_REFERENCES = """
+SELECT pg_catalog.count(*) FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = p.relnamespace
+WHERE k.contype = 'f' AND n.nspname = pg_catalog.current_schema() AND p.relname = $1::text
 """
 
 
@@ -89,18 +96,33 @@ async def drop_indexes(
     indexes: dict[str, tuple[str, ...]] = {}
     for row in moving:
         indexes[row["owner"]] = (*indexes.get(row["owner"], ()), _create(row))
-    return DeferredIndexes(
-        indexes,
-        tuple(
-            f"ALTER TABLE {quoted(row['owner'])} ADD CONSTRAINT {quoted(row['name'])}"
-            f" {row['definition']}"
-            for row in keys
-        ),
-    )
+    return DeferredIndexes(indexes, tuple(map(_create_key, keys)))
+
+
+async def drop_references(
+    connection: asyncpg.Connection[asyncpg.Record], table: str
+) -> tuple[list[str], bool]:
+    """Drop the foreign keys that refer to a table, inside the open transaction.
+
+    Without them its rows can be replaced, and no other row is deleted or changed with them.
+
+    Returns:
+        The statements that create them again, and whether no other foreign key refers to it.
+    """
+    keys = [row for row in await connection.fetch(_FOREIGN_KEYS, [table]) if row["parent"] == table]
+    if keys:
+        statements = [_drop_constraint(row["owner"], row["name"]) for row in keys]
+        await connection.execute("; ".join(statements))
+    return [_create_key(row) for row in keys], not await connection.fetchval(_REFERENCES, table)
 
 
 def _drop_constraint(table: str, constraint: str) -> str:
     return f"ALTER TABLE {quoted(table)} DROP CONSTRAINT {quoted(constraint)}"
+
+
+def _create_key(row: Any) -> str:
+    owner, name = quoted(row["owner"]), quoted(row["name"])
+    return f"ALTER TABLE {owner} ADD CONSTRAINT {name} {row['definition']}"
 
 
 def _create(row: Any) -> str:
