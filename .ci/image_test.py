@@ -270,6 +270,12 @@ def run_services(storage: Storage) -> str:
     return ""
 
 
+def end(*_: object) -> None:
+    """Leave at the first signal; a second one must not end the removal."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
+
+
 def main() -> None:
     """Build, then run."""
     try:
@@ -278,7 +284,7 @@ def main() -> None:
         print(f"image-test: skipped, {error}")
         return
     began = time.monotonic()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, end)
     directory = Path(tempfile.mkdtemp(prefix="sagewai-ops-image-", dir="/var/tmp"))
     directory.chmod(0o711)
     os.environ["TMPDIR"] = str(directory)  # buildah's temporary files
