@@ -248,13 +248,14 @@ def _abandon(
     from sagewai_ops.export.results import describe_report
 
     done = abandon(home, target, work_dir, dry_run=True)
-    if done.resumable and not plan:
-        run.terminal.confirm(
-            f"Remove the {done.resumable.rows_before} rows that were sent to {target.display}, and"
-            " their copy?",
-            yes=yes,
-        )
-        done = abandon(home, target, work_dir)
+    if not plan:
+        if done.resumable:
+            run.terminal.confirm(
+                f"Remove the {done.resumable.rows_before} rows that were sent to {target.display},"
+                " and their copy?",
+                yes=yes,
+            )
+        done = abandon(home, target, work_dir)  # also what an earlier removal left
     result = describe_report(done)
     return Outcome(
         result, lambda terminal: _show_abandoned(terminal, result, plan=plan), always=True

@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import (
-    TargetBusyError,
-)
+from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.export import incoming
-from sagewai_ops.export.report import (
-    Report,
-)
+from sagewai_ops.export.report import Report
 from sagewai_ops.export.results import Resumable
-from sagewai_ops.export.target_session import (
-    ABANDON,
-)
+from sagewai_ops.export.target_session import ABANDON
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.export.workdir import directory_of
-from sagewai_ops.fs import locks
+from sagewai_ops.fs import beneath, locks
+from sagewai_ops.fs.tempdirs import sweep_directories
 from sagewai_ops.home.paths import Home, require
 from sagewai_ops.process.signals import run_interruptibly
 from sagewai_ops.swap import unfinished_export
@@ -54,6 +49,8 @@ def abandon(
     report = Report(ABANDON, home.database, url.display, FAIL)
     directory = directory_of(home, work_dir)
     with locks.exclusive(home.root):
+        if not dry_run and beneath.exists(directory.parent):
+            sweep_directories(directory.parent, unfinished_export.TEMPORARY)
         run_interruptibly(_abandon, home, url, directory, report, dry_run)
     return report
 

@@ -81,7 +81,7 @@ from sagewai_ops.export.target_session import (
     Session,
 )
 from sagewai_ops.export.validate.validator import FAIL
-from sagewai_ops.export.workdir import directory_of, export_directory
+from sagewai_ops.export.workdir import directory_of, export_directory, sweep_reports
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.tempdirs import working_directory
 from sagewai_ops.fs.trust import require_trusted_directory
@@ -135,6 +135,7 @@ def export_resumably(
         if not options.work_dir:
             atomic.make_directory(parent)
         require_trusted_directory(parent)
+        sweep_reports(export_directory(home))
         copy = directory / COPY
         work = Work(home, url, options, copy, path, recorded, report, progress)
         run = Run(work, directory)

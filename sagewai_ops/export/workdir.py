@@ -46,8 +46,6 @@ def copy_directory(
     Raises:
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be created.
     """
-    from sagewai_ops.export.target_session import MOVE, VERIFY  # `status` needs no asyncio
-
     directory = chosen or export_directory(home)
     with contextlib.ExitStack() as stack:
         try:
@@ -61,9 +59,16 @@ def copy_directory(
                 raise
             directory = atomic.temporary_directory()
             place = stack.enter_context(working_directory(directory, TEMPORARY))
-        for purpose in (MOVE, VERIFY):  # halves of reports
-            sweep_leftovers(directory, atomic.partial_names(rf"{purpose}-.*\.json"))
+        sweep_reports(directory)
         yield stack.enter_context(kept(place, keep))
+
+
+def sweep_reports(directory: Path) -> None:
+    """Remove the halves of reports of killed runs."""
+    from sagewai_ops.export.target_session import MOVE, VERIFY  # `status` needs no asyncio
+
+    for purpose in (MOVE, VERIFY) if beneath.exists(directory) else ():
+        sweep_leftovers(directory, atomic.partial_names(rf"{purpose}-.*\.json"))
 
 
 def _remove_empty(directory: Path) -> None:

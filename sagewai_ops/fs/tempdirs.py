@@ -71,9 +71,18 @@ def working_directory(parent: Path, prefix: str) -> Iterator[Path]:
         parent = resolve_given_path(parent)
     path = parent / f"{prefix}{os.urandom(4).hex()}"
     with locked_directory(path):
-        with locks.sweep_guard(parent):
-            sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))
+        sweep_directories(parent, prefix)
         yield path
+
+
+def sweep_directories(parent: Path, prefix: str) -> None:
+    """Remove the directories of dead runs.
+
+    Raises:
+        OpsError: The system refused.
+    """
+    with locks.sweep_guard(parent):
+        sweep_leftovers(parent, re.compile(f"{re.escape(prefix)}.*"))
 
 
 @contextlib.contextmanager

@@ -562,6 +562,7 @@ CASES = (
         lambda world: (
             *("export-to-postgres", world.url, "--abandon", "--work-dir", world.out, "--yes"),
         ),
+        codes_done=(0,),
         drops="incoming",
         on_server=True,
     ),
