@@ -221,6 +221,7 @@ pause()
     monkeypatch.setattr(wal, "_BLOCK_BYTES", 110 * (24 + 4096))  # of more than 300 frames
     read = os.preadv
     results: list[bool] = []
+    disturbed: list[int] = []
     apply_log = wal.apply_log
 
     with running(writer, str(source)) as other:
@@ -228,7 +229,8 @@ pause()
         def read_and_disturb(descriptor: int, buffers: list[bytearray], offset: int) -> int:
             size = read(descriptor, buffers, offset)
             in_wal = os.readlink(f"/proc/self/fd/{descriptor}").endswith("-wal")
-            if in_wal and offset > 32 and not results:
+            if in_wal and offset > 32 and not disturbed:
+                disturbed.append(offset)
                 other.next()
             return size
 
