@@ -8,6 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,22 @@ def small_directory(place: Path, size: str) -> Iterator[Path]:
     finally:
         subprocess.run(["umount", "-l", place], check=False, capture_output=True)
         place.rmdir()
+
+
+@contextlib.contextmanager
+def opened_elsewhere(home: Home) -> Iterator[subprocess.Popen[bytes]]:
+    """Have another process use the database of a home."""
+    code = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
+        " c.execute('SELECT count(*) FROM org').fetchone(); print('open', flush=True);"
+        " sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, home.database],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.communicate()

@@ -19,7 +19,7 @@ from program import COMMAND, Answer, call, run
 from pseudo_terminal import watched
 from sagewai_ops.home.paths import Home
 from small_homes import recode
-from targets import at_head, copy_of, counts_of, home_with, state_of
+from targets import at_head, copy_of, counts_of, home_with, opened_elsewhere, state_of
 
 PASSWORD = "s3cr3t @:/ Wort"
 FAULTS = faults()
@@ -269,21 +269,9 @@ def test_second_move_is_refused_in_two_lines(home: Home, postgres: Server) -> No
 
 def test_a_home_in_use_needs_allow_live(home: Home, postgres: Server) -> None:
     """Exit 15 names the process; the rehearsal warns."""
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
-        " c.execute('SELECT count(*) FROM org').fetchone(); print('open', flush=True);"
-        " sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, home.database],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with opened_elsewhere(home) as process:
         refused = export(home, postgres.url(at_head(postgres)))
         rehearsed = export(home, postgres.url(at_head(postgres)), "--allow-live", "--json")
-        process.communicate()
 
     assert refused.code == 15
     assert f"pid {process.pid}" in refused.err

@@ -25,7 +25,16 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.schema.create import create_database
 from small_homes import everything_of
-from targets import at_head, catalog_of, counts_of, exported, home_with, state_of, url_of
+from targets import (
+    at_head,
+    catalog_of,
+    counts_of,
+    exported,
+    home_with,
+    opened_elsewhere,
+    state_of,
+    url_of,
+)
 
 EXTRA_ROW = (
     "INSERT INTO budget_spend (id, project_id, agent_name, cost_usd) VALUES (99, 'p', 'a', 1)"
@@ -347,27 +356,11 @@ def test_a_home_that_is_used_is_refused_unless_it_is_a_rehearsal(
     tmp_path: Path, postgres: Server
 ) -> None:
     """What is written during the move would be lost."""
-    import subprocess
-    import sys
-
     home = home_with(tmp_path / "home")
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
-        " c.execute('SELECT count(*) FROM org').fetchone(); print('open', flush=True);"
-        " sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, home.database],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-
+    with opened_elsewhere(home) as process:
         with pytest.raises(TargetBusyError, match=f"in use by pid {process.pid}"):
             exported(home, postgres, at_head(postgres))
         report = exported(home, postgres, at_head(postgres), allow_live=True)
-        process.communicate()
 
     assert report.committed
     assert "what it writes from here on is not moved" in report.warnings[0]

@@ -8,10 +8,8 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +31,7 @@ from sagewai_ops.export.live_first import STOP, STOPPED, UNCHANGED, LiveFirst, S
 from sagewai_ops.export.report import Report
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import PLACE
-from targets import at_head, copy_of, counts_of, exported, home_with, state_of
+from targets import at_head, copy_of, counts_of, exported, home_with, opened_elsewhere, state_of
 
 Change = Callable[[sqlite3.Connection], object]
 
@@ -265,25 +263,6 @@ def _amounts(home: Home) -> tuple[float]:
     return row
 
 
-@contextlib.contextmanager
-def _open_elsewhere(home: Home) -> Iterator[subprocess.Popen[bytes]]:
-    """Have another process use the database of a home."""
-    code = (
-        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
-        " c.execute('SELECT count(*) FROM org').fetchone(); print('open', flush=True);"
-        " sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, home.database],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield process
-        process.communicate()
-
-
 def test_a_process_that_does_not_stop_ends_the_export(home: Home, postgres: Server) -> None:
     """Exit 15 after the wait; neither side is changed."""
     database = at_head(postgres)
@@ -291,7 +270,10 @@ def test_a_process_that_does_not_stop_ends_the_export(home: Home, postgres: Serv
     events: list[str] = []
     phase = LiveFirst(events.append, StopOptions(wait_seconds=0.5))
 
-    with _open_elsewhere(home) as process, pytest.raises(TargetBusyError, match="in use by") as met:
+    with (
+        opened_elsewhere(home) as process,
+        pytest.raises(TargetBusyError, match="in use by") as met,
+    ):
         exported(home, postgres, database, live_first=phase)
 
     assert f"pid {process.pid}" in met.value.message
@@ -584,7 +566,7 @@ def test_a_server_that_restarts_while_it_waits_ends_the_export(
             ending.join()
 
     phase = LiveFirst(end_session, StopOptions(wait_seconds=600))
-    with _open_elsewhere(home), pytest.raises(RemoteError):
+    with opened_elsewhere(home), pytest.raises(RemoteError):
         exported(home, postgres, database, live_first=phase)
 
     assert state_of(postgres, database) == before
