@@ -128,7 +128,8 @@ class Engine:
         self.run(self.compose, "up", "--detach")
         for name in (RESTORE, "backend"):
             until = time.monotonic() + _WAIT_SECONDS
-            while (state := self.container(name)["State"])["Status"] != "exited":
+            # The second name is that of one that ended, and that podman has not cleaned up yet.
+            while (state := self.container(name)["State"])["Status"] not in ("exited", "stopped"):
                 assert time.monotonic() < until, (name, state)
                 time.sleep(0.5)
             assert state["ExitCode"] == 0, (name, self.run("podman", "logs", f"project_{name}_1"))
