@@ -28,6 +28,7 @@ GROUPS = (
 # Options that name a file or a directory that is only read.
 READ = {
     *("--home", "--config", "--snapshots", "--recipients-file", "--passphrase-file", "--identity"),
+    "--archive-passphrase-file",
     *(
         "--key-file",
         "--extra-key",
