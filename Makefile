@@ -140,7 +140,7 @@ image:  ## Build the image with docker, podman or buildah; PROGRAM=... names one
 	  $(if $(BASE),--build-arg BASE=$(BASE)) --build-arg VERSION=$(VERSION) \
 	  --tag sagewai-ops:$(VERSION)$(if $(filter full,$(TARGET)),-full) .
 
-image-test: setup  ## Build both images on Debian's packages, run them, also in podman, as root (4 minutes).
+image-test: setup  ## Build both images on Debian's packages, run them, also in podman, as root (8 minutes).
 	@$(BIN)/python .ci/image_test.py
 
 include tests/interop/interop.mk
