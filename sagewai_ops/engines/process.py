@@ -184,8 +184,8 @@ def _start(
     )
 
     def prepare() -> None:
-        # One that waits for a pipe ends with it. At a signal, restic first writes a
-        # message to a pipe that nobody reads, which ends it before it has removed its lock.
+        # One that waits for a pipe ends with it. At a signal, restic first writes a message to a
+        # pipe without a reader, which ends it before it has removed its lock.
         if not passed:
             request()
         limit()
