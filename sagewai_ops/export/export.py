@@ -301,11 +301,7 @@ async def _export(work: Work) -> None:
             if not whole:
                 await explain(work)
         except RefusedByServerError as error:
-            if work.options.policy == FAIL:
-                await explain(work)
-            if not report.open_findings:
-                refusal = Finding(error.table, error.constraint, "server", error.message, 1)
-                report.findings, report.open_findings = (*report.findings, refusal), (refusal,)
+            await explain_refusal(work, error)
         except DifferenceError:
             # Perhaps a value that the server accepts and does not return unchanged.
             if purpose != MOVE or work.options.policy != FAIL:
@@ -474,6 +470,16 @@ async def explain(work: Work) -> None:
         await _check_tables(work, plan, session)
     if not work.report.open_findings:
         work.report.tables = compared
+
+
+async def explain_refusal(work: Work, error: RefusedByServerError) -> None:
+    """Do so after an error of the server; what it named is the finding if there is no other."""
+    report = work.report
+    if work.options.policy == FAIL:
+        await explain(work)
+    if not report.open_findings:
+        refusal = Finding(error.table, error.constraint, "server", error.message, 1)
+        report.findings, report.open_findings = (*report.findings, refusal), (refusal,)
 
 
 async def plan_tables(work: Work, session: Session) -> Plan:

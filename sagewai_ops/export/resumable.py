@@ -41,6 +41,7 @@ from sagewai_ops.export.export import (
     Work,
     copying,
     explain,
+    explain_refusal,
     find_violations,
     plan_tables,
     record_server,
@@ -176,11 +177,7 @@ async def _export(run: Run) -> None:
         if not is_whole:
             await explain(work)
     except RefusedByServerError as error:
-        if work.options.policy == FAIL:
-            await explain(work)
-        if not report.open_findings:
-            refusal = Finding(error.table, error.constraint, "server", error.message, 1)
-            report.findings, report.open_findings = (*report.findings, refusal), (refusal,)
+        await explain_refusal(work, error)
     except DifferenceError as error:
         # Perhaps a value that the server accepts and does not return unchanged.
         if work.options.policy == FAIL:
