@@ -511,7 +511,7 @@ def timed(report: Report, stage: str) -> Iterator[None]:
 @asynccontextmanager
 async def copying(
     database: Path, copy: Path, progress: Progress | None
-) -> AsyncIterator[asyncio.Task[DatabaseCopy]]:
+) -> AsyncIterator[asyncio.Future[DatabaseCopy]]:
     """Make the frozen copy while the block runs; leaving the block early stops the copy."""
 
     def make_copy(report: Progress) -> DatabaseCopy:
@@ -524,7 +524,7 @@ async def copying(
 @asynccontextmanager
 async def in_thread(
     call: Callable[[Progress], Result], progress: Progress | None
-) -> AsyncIterator[asyncio.Task[Result]]:
+) -> AsyncIterator[asyncio.Future[Result]]:
     """Run a function in a thread during the block; leaving the block early stops it.
 
     Args:
@@ -539,13 +539,15 @@ async def in_thread(
             progress(stage, done, total)
 
     running = asyncio.create_task(asyncio.to_thread(call, report_progress))
+    awaited = asyncio.shield(running)  # a task that is cancelled would not wait for its thread
     try:
-        yield running
+        yield awaited
     finally:
         stop.set()
         await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # mark as retrieved, whether or not the block awaited it
+        for each in (running, awaited):
+            if each.done() and not each.cancelled():
+                each.exception()  # mark as retrieved, whether or not the block awaited it
 
 
 def warn(work: Work, session: Session) -> None:

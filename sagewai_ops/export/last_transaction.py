@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
-    InterruptedRunError,
     TargetBusyError,
 )
 from sagewai_ops.export import incoming
@@ -31,6 +29,7 @@ from sagewai_ops.export.export import (
     Work,
     begin_commit,
     cut_over_of,
+    in_thread,
     timed,
     write_settled,
 )
@@ -59,6 +58,7 @@ from sagewai_ops.export.target_session import (
 )
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL
+from sagewai_ops.progress import Progress
 from sagewai_ops.records import dataclass
 from sagewai_ops.schema import migrate_postgres, postgres_server
 from sagewai_ops.schema.revision_graph import HEAD
@@ -246,22 +246,12 @@ async def check_target(url: PostgresUrl, outer: Any) -> postgres_server.Database
 
 async def digest(run: Run, function: Callable[..., str], *paths: Path) -> str:
     """Run a digest in a thread, which ends soon after a signal."""
-    stop = threading.Event()
 
-    def report_progress(done: int, total: int) -> None:
-        if stop.is_set():
-            raise InterruptedRunError(0)
-        if run.work.progress:
-            run.work.progress(_DIGEST, done, total)
+    def call(report: Progress) -> str:
+        return function(*paths, progress=lambda done, total: report(_DIGEST, done, total))
 
-    running = asyncio.create_task(asyncio.to_thread(function, *paths, progress=report_progress))
-    try:
-        return await asyncio.shield(running)
-    finally:
-        stop.set()
-        await asyncio.wait([running])
-        if not running.cancelled():
-            running.exception()  # mark as retrieved
+    async with in_thread(call, run.work.progress) as running:
+        return await running
 
 
 def _write_settled(work: Work, plan: Plan, state: Unfinished) -> None:
