@@ -53,6 +53,8 @@ def create(path: Path, page_size: int, *, rows: int, size: int, vacuum: int = 0)
 def rows_of(path: Path, table: str) -> dict[int, Any]:
     """Return all rows by rowid."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
+        # A blob that grew by `||` is text, and not UTF-8.
+        connection.text_factory = bytes
         return {row[0]: row[1:] for row in connection.execute(f"SELECT rowid, * FROM {table}")}
 
 
