@@ -88,9 +88,11 @@ def fill(database: Path, rows: int, vectors: int = 0, *, seed: int = 1) -> int:
     connection = sqlite3.connect(database)
     try:
         connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA cache_size=-500000")  # KiB; indexes grow in random order
         counts = {table: max(1, round(rows * share)) for table, share in SHARES.items()}
         for table, count in counts.items():
             _insert(connection, table, _rows(table, counts, count, chance))
+            connection.commit()  # else the -wal grows as large as the database
         if vectors:
             _insert_vectors(connection, vectors, chance)
         connection.commit()
