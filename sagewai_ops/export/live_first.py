@@ -1,8 +1,9 @@
 """The second phase of an export that begins while Sagewai runs: stop, copy again, catch up.
 
 The first frozen copy is in the target, in the open transaction, when Sagewai has to stop. Then a
-second copy is made, its differences from the first are found page by page and applied, and the
-result is compared. Sagewai is stopped for no longer than that.
+second copy is made: of a duplicate of the first one, only the pages that differ are written, and
+their rows are those that may differ. These are applied, and the result is compared. Sagewai is
+stopped for no longer than that.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.transaction import UnknownOutcomeError
 from sagewai_ops.database.sqlite.in_use import find_users, require_unused
-from sagewai_ops.database.sqlite.page_changes import PageChanges, digest_of, find_page_changes
+from sagewai_ops.database.sqlite.online_copy import copy_database, duplicate
+from sagewai_ops.database.sqlite.page_changes import PageChanges, find_page_changes
+from sagewai_ops.database.sqlite.page_comparison import (
+    PageComparison,
+    compare_files,
+    open_comparison,
+)
 from sagewai_ops.database.sqlite.raw_copy import FileStates, file_states
 from sagewai_ops.errors import DamagedError, PermissionDeniedError, TargetBusyError
 from sagewai_ops.export.delta import Delta, apply_delta, discard_changes, require_keys
 from sagewai_ops.export.delta_comparison import Compared, compare_delta
 from sagewai_ops.export.export import (
     Work,
-    copying,
     in_thread,
     plan_tables,
     settle_values,
@@ -37,7 +43,7 @@ from sagewai_ops.export.pipeline.sender import SendResult, start_workers
 from sagewai_ops.export.report import Report, TableReport
 from sagewai_ops.export.results import CatchUp
 from sagewai_ops.export.sequences import set_sequences
-from sagewai_ops.export.target_session import Session
+from sagewai_ops.export.target_session import PLAN, Session
 from sagewai_ops.export.validate.repair_overlay import REFUSED, REPAIRED
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs import beneath
@@ -109,13 +115,16 @@ class LiveFirst:
         Raises:
             PermissionDeniedError: It does.
             UsageError: A table has no usable primary key.
+            NoSpaceError, PermissionDeniedError, OpsError: The copy cannot be duplicated.
         """
         await require_no_timeouts(session.connection, work.url.display)
         require_keys(schema)
         self._plans = (schema, plan)
-        path = work.copy
-        async with in_thread(lambda report: digest_of(path, report), None) as digested:
-            self._digest = await digested
+        if work.report.purpose == PLAN:
+            return
+        first, second = work.copy, _second(work.copy)
+        async with in_thread(lambda report: duplicate(first, second, report), None) as duplicated:
+            self._digest = await duplicated
 
     async def catch_up(self, work: Work, session: Session) -> None:
         """Have Sagewai stopped, and bring the target to what the home has then.
@@ -139,7 +148,7 @@ class LiveFirst:
         self._stopped_at = time.monotonic()
         self._notify(STOPPED)
         caught_up.waited_seconds = report.stages["wait"]
-        work.copy = first.with_name("second.db")
+        work.copy = _second(first)
         try:
             await self._apply(work, first, session, caught_up, earlier)
         finally:
@@ -182,14 +191,17 @@ class LiveFirst:
             caught_up: Is filled in.
             earlier: The tables of the first copy, by name.
         """
-        report = work.report
+        report, database, second, digest = work.report, work.home.database, work.copy, self._digest
         async with (
-            copying(work.home.database, work.copy, work.progress) as copied,
-            start_workers(work.copy, 2) as (reader, comparer),
+            in_thread(
+                lambda progress: copy_again(database, second, first, digest, progress),
+                work.progress,
+            ) as copied,
+            start_workers(second, 2) as (reader, comparer),
         ):
             with timed(report, "freeze again"):
-                await copied
-            plan, changes = await self._find(work, first, session)
+                comparison = await copied
+            plan, changes = await self._find(work, first, session, comparison)
             if report.open_findings:
                 return
             with timed(report, "send changes"):
@@ -220,7 +232,9 @@ class LiveFirst:
                 )
         _describe(caught_up, changes, delta, compared)
 
-    async def _find(self, work: Work, first: Path, session: Session) -> tuple[Plan, PageChanges]:
+    async def _find(
+        self, work: Work, first: Path, session: Session, comparison: PageComparison
+    ) -> tuple[Plan, PageChanges]:
         """Return what the second copy sends, and the rows that may differ."""
         report = work.report
         schema = plan = await plan_tables(work, session)
@@ -228,10 +242,14 @@ class LiveFirst:
         with open_copy(first) as old, open_copy(work.copy) as new:
             old.text_factory = new.text_factory = str
             require_same_schema((old, new), (self._plans[0], schema), work.home)
-        plans, digest = (self._plans[0], schema), self._digest
+        names = dict.fromkeys(
+            table.name for each in (self._plans[0], schema) for table in each.tables
+        )
 
         def find(progress: Progress) -> PageChanges:
-            return find_changes(first, work.copy, plans, digest, progress)
+            return find_page_changes(
+                first, work.copy, names, comparison=comparison, progress=progress
+            )
 
         with timed(report, "find changes"):
             async with in_thread(find, work.progress) as found:
@@ -324,25 +342,29 @@ def require_same_schema(
         )
 
 
-def find_changes(
-    before: Path, after: Path, plans: tuple[Plan, Plan], digest: str, progress: Progress
-) -> PageChanges:
-    """Find the rows that may differ between the copies.
+def copy_again(
+    database: Path, second: Path, first: Path, digest: str, progress: Progress
+) -> PageComparison:
+    """Make the second copy from a duplicate of the first one, and compare both.
 
     Args:
-        digest: Of the earlier copy, when its rows were sent.
+        second: The duplicate.
+        digest: Of the first copy, when its rows were sent.
 
     Raises:
-        DamagedError: A copy is damaged, or the earlier one was changed.
+        DamagedError: A copy is damaged, or the first one was changed.
+        TargetBusyError, LockedError, OpsError: As `copy_database`.
     """
-    names = dict.fromkeys(table.name for plan in plans for table in plan.tables)
-    changes = find_page_changes(before, after, names, progress=progress)
-    if changes.digest != digest:
+    with open_comparison(first) as comparison:
+        copy_database(database, second, comparison=comparison, durable=False, progress=progress)
+        if not comparison.digest:
+            compare_files(comparison, second, progress)
+    if comparison.digest != digest:
         raise DamagedError(
-            f"frozen copy {before}: changed since it was made",
+            f"frozen copy {first}: changed since it was made",
             hint="sagewai-ops export-to-postgres --live-first  # again",
         )
-    return changes
+    return comparison
 
 
 def _merge_tables(report: Report, earlier: Mapping[str, TableReport], sent: SendResult) -> None:
@@ -376,6 +398,10 @@ def _discard_files(report: Report) -> None:
         with translate_os_errors(Path(file)), contextlib.suppress(FileNotFoundError):
             beneath.unlink(file)
     report.files.clear()
+
+
+def _second(first: Path) -> Path:
+    return first.with_name("second.db")
 
 
 def _states(home: Home) -> FileStates:

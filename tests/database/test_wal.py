@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -15,7 +16,8 @@ import pytest
 
 from other_process import running
 from sagewai_ops.database.sqlite import online_copy, raw_copy, wal
-from sagewai_ops.database.sqlite.online_copy import copy_database
+from sagewai_ops.database.sqlite.online_copy import copy_database, duplicate
+from sagewai_ops.database.sqlite.page_comparison import open_comparison
 from sagewai_ops.database.sqlite.wal import WalIndex, apply_log, read_index
 from sagewai_ops.errors import DamagedError, LockedError
 
@@ -164,6 +166,39 @@ def test_copy_equals_that_of_sqlite_after_any_history(
         for file in source.parent.iterdir():
             file.unlink()
     assert frames > 16
+
+
+@pytest.mark.parametrize(("page_size", "reserved", "vacuum"), SHAPES)
+def test_copy_over_a_duplicate_equals_one_from_scratch_after_any_history(
+    page_size: int, reserved: int, vacuum: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether pages are in the main file or in the -wal, the comparison has those that differ."""
+    monkeypatch.setattr(wal, "_BLOCK_BYTES", 5 * page_size)
+    source, earlier, later = tmp_path / "source" / "s.db", tmp_path / "1.db", tmp_path / "2.db"
+    source.parent.mkdir()
+    frames = equal = 0
+    with running(HISTORY, str(source), *map(str, (5, page_size, reserved, vacuum))) as other:
+        copy_database(source, earlier, durable=False)
+        for _ in range(16):
+            other.next()
+            frames += (source.parent / "s.db-wal").stat().st_size > 0
+            digest = duplicate(earlier, later)
+
+            with open_comparison(earlier) as comparison:
+                copied = copy_database(source, later, comparison=comparison, durable=False)
+
+            before, after = earlier.read_bytes(), later.read_bytes()
+            places = range(0, len(after), page_size)
+            differing = [before[at:][:page_size] != after[at:][:page_size] for at in places]
+            marked = list(comparison.changed[1:])[: len(differing)]
+            assert copied.method == "bytes"
+            assert comparison.digest == digest == hashlib.sha256(before).hexdigest()
+            assert [*marked, *[0] * (len(differing) - len(marked))] == differing
+            equal += len(differing) - sum(differing)
+            assert pages_of(later, page_size) == by_bytes(source, tmp_path / "3.db")
+            later.rename(earlier)
+    assert frames > 4
+    assert equal > 16
 
 
 WRITER = """

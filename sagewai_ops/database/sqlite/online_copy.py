@@ -28,6 +28,7 @@ from sagewai_ops.database.sqlite.connect import (
     database_uri,
     open_regular,
 )
+from sagewai_ops.database.sqlite.page_comparison import PageComparison, open_digest
 from sagewai_ops.database.sqlite.raw_copy import (
     clone,
     copy_blocks,
@@ -95,6 +96,7 @@ def copy_database(
     *,
     compact: bool = False,
     clone_from: Path | None = None,
+    comparison: PageComparison | None = None,
     durable: bool = True,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
@@ -103,11 +105,14 @@ def copy_database(
 
     Args:
         source: The main file; it, its directory's names and its `-wal` do not change.
-        target: Must not exist; created with mode 0600, and removed on any failure. Its directory
-            needs space for the copy and the `-wal`.
+        target: Must not exist, but for a comparison; created with mode 0600, and removed on any
+            failure. Its directory needs space for the copy and the `-wal`.
         compact: Rewrite every page and omit the free ones.
         clone_from: An earlier copy. Where the file system can share blocks between files, those
             that are equal are not written again; its content need not be trusted.
+        comparison: With an earlier copy. Then the target is a duplicate of that one, and only
+            what differs is written to it; its content need not be trusted. The comparison is
+            finished if the method is `bytes`. Not together with the two before.
         durable: Flush the copy and its name to the disk. A copy that is read at once and removed
             does not need it.
         wait_seconds: For another process that has the source locked exclusively.
@@ -122,13 +127,14 @@ def copy_database(
     resolved = resolve_database(source)
     check_sidecars(resolved)
     wal_bytes = size_of(sidecar(resolved, "-wal"))
-    with _create(target, source):
+    with _remove_on_failure(target, source) if comparison else _create(target, source):
         if size_of(resolved) == 0:
+            _empty(target)
             method = "empty"
         elif compact:
             method = _vacuum_or_copy(resolved, target, wait_seconds, report)
         else:
-            method = _copy(resolved, target, wait_seconds, report, clone_from)
+            method = _copy(resolved, target, wait_seconds, report, clone_from, comparison)
         page_size, page_count = _checkpoint(resolved, target)
         if durable:
             _flush(target)
@@ -139,6 +145,33 @@ def copy_database(
         wal_bytes=wal_bytes,
         method=method,
     )
+
+
+def duplicate(source: Path, target: Path, progress: Progress | None = None) -> str:
+    """Copy a file that no process writes to.
+
+    Args:
+        target: Must not exist; created with mode 0600, and removed on any failure.
+        progress: Called with `database`; an exception that it raises ends it.
+
+    Returns:
+        SHA-256 of the content, in hexadecimal digits.
+
+    Raises:
+        TargetBusyError: The target exists.
+        NoSpaceError, PermissionDeniedError, OpsError: It cannot be written.
+    """
+    report = progress or no_progress
+    with _create(target, source), open_descriptor(source) as file, open_digest() as digest:
+        with open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
+            copy_blocks(
+                file,
+                copy.fileno(),
+                source,
+                lambda _size_bytes: report(STAGE, 0, 0),
+                lambda _offset, block: digest.update(bytes(block)),
+            )
+        return digest.hexdigest()
 
 
 @contextmanager
@@ -164,6 +197,7 @@ def _copy(
     wait_seconds: float,
     report: Progress,
     clone_from: Path | None = None,
+    comparison: PageComparison | None = None,
 ) -> str:
     # Closing a descriptor of a file drops SQLite's own locks on it, so ours are closed after the
     # transaction, and that of the main file is opened before it.
@@ -173,8 +207,9 @@ def _copy(
             with open_read_transaction(source, wait_seconds=wait_seconds) as reader:
                 shm = _open_shm(reader, kept)
                 if _can_copy_bytes(reader, shm):
-                    _copy_bytes(reader, main, shm, target, report, clone_from)
+                    _copy_bytes(reader, main, shm, target, report, clone_from, comparison)
                     return "bytes"
+                _empty(target)
                 _copy_pages(reader, target, report)
                 return "pages"
         except NeedsStagingError:
@@ -209,6 +244,7 @@ def _copy_bytes(
     target: Path,
     report: Progress,
     clone_from: Path | None,
+    comparison: PageComparison | None,
 ) -> None:
     """Read the main file and then the `-wal`, inside the read transaction.
 
@@ -219,21 +255,36 @@ def _copy_bytes(
     """
     progress = _in_pages(report, reader.page_size, reader.page_count)
     with open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
-        if clone_from and clone(clone_from, copy.fileno()):
+        if comparison:
+            name = reader.path
+            copy_changed_blocks(main, copy.fileno(), name, progress, comparison.compare)
+        elif clone_from and clone(clone_from, copy.fileno()):
             copy_changed_blocks(main, copy.fileno(), reader.path, progress)
         else:
             copy_blocks(main, copy.fileno(), reader.path, progress)
-        if shm is None:
-            return
-        wal = sidecar(reader.path, "-wal")
-        main_bytes = os.fstat(copy.fileno()).st_size
-        with open_descriptor(wal) as log:
-            for _ in range(3):
-                index = read_index(shm, reader.page_size)
-                if index and apply_log(
-                    index, log, copy.fileno(), wal, lambda count: progress(main_bytes + count)
-                ):
-                    return
+        if shm is not None:
+            _apply_log(reader, shm, copy.fileno(), progress, comparison)
+    if comparison:
+        comparison.finish()
+
+
+def _apply_log(
+    reader: ReadTransaction,
+    shm: int,
+    copy: int,
+    progress: Callable[[int], None],
+    comparison: PageComparison | None,
+) -> None:
+    wal = sidecar(reader.path, "-wal")
+    main_bytes = os.fstat(copy).st_size
+    examine = comparison.replace if comparison else None
+    with open_descriptor(wal) as log:
+        for _ in range(3):
+            index = read_index(shm, reader.page_size)
+            if index and apply_log(
+                index, log, copy, wal, lambda count: progress(main_bytes + count), examine
+            ):
+                return
     raise LockedError(f"database {reader.path}: -wal restarted during a read transaction")
 
 
@@ -255,7 +306,7 @@ def _vacuum_or_copy(source: Path, target: Path, wait_seconds: float, report: Pro
         note(f"{error.message}: copied, not compacted")
         for suffix in SIDECARS:
             sidecar(target, suffix).unlink(missing_ok=True)
-        os.truncate(target, 0)  # noqa: TID251 - created by this run, in a private directory
+        _empty(target)
         return _copy(source, target, wait_seconds, report)
     return "compact"
 
@@ -350,6 +401,12 @@ def _create(target: Path, source: Path) -> Iterator[None]:
         raise TargetBusyError(f"copy {target}: exists") from error
     except OSError as error:
         raise from_database_error(error, target) from error
+    with _remove_on_failure(target, source):
+        yield
+
+
+@contextmanager
+def _remove_on_failure(target: Path, source: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
@@ -362,6 +419,10 @@ def _create(target: Path, source: Path) -> Iterator[None]:
                 failure = _no_space(source, target, failure)
             raise failure from error
         raise
+
+
+def _empty(target: Path) -> None:
+    os.truncate(target, 0)  # noqa: TID251 - created by this run, in a private directory
 
 
 def _no_space(source: Path, target: Path, failure: NoSpaceError) -> NoSpaceError:

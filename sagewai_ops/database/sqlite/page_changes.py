@@ -17,7 +17,6 @@ are checked.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from array import array
@@ -28,18 +27,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sagewai_ops.database.sqlite.connect import open_regular
+from sagewai_ops.database.sqlite.page_comparison import (
+    STAGE,
+    PageComparison,
+    compare_files,
+    open_comparison,
+)
 from sagewai_ops.database.sqlite.read_transaction import open_frozen
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, no_progress
 from sagewai_ops.records import dataclass
 
-STAGE = "differences"
-
 _HEADER_BYTES = 100
 _MAGIC = b"SQLite format 3\0"
-_BLOCK_BYTES = 1024 * 1024  # a multiple of every page size
 _LOCK_BYTE = 0x40000000  # its page is never used
 _INTERIOR_INDEX, _INTERIOR_TABLE, _LEAF_INDEX, _LEAF_TABLE = 2, 5, 10, 13
 _REPORT_PAGES = 1024  # between two reports after all pages were read
@@ -65,26 +66,12 @@ class PageChanges:
     digest: str
 
 
-def digest_of(path: Path, progress: Progress | None = None) -> str:
-    """Return the SHA-256 of a file, in hexadecimal digits.
-
-    Args:
-        progress: Called with `differences`; an exception that it raises ends it.
-    """
-    digest = hashlib.sha256()
-    with open(open_regular(path, os.O_RDONLY), "rb", 0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            if progress:
-                progress(STAGE, 0, 0)
-    return digest.hexdigest()
-
-
 def find_page_changes(
     before: Path,
     after: Path,
     tables: Iterable[str],
     *,
+    comparison: PageComparison | None = None,
     most_rows: int | None = None,
     progress: Progress | None = None,
 ) -> PageChanges:
@@ -94,6 +81,7 @@ def find_page_changes(
         before: The earlier copy.
         after: The later copy, with the same tables.
         tables: Those whose rows are of interest. Of one that is WITHOUT ROWID, any row may differ.
+        comparison: Of the two, finished; without one they are compared here.
         most_rows: Of a table with more rows that may differ, any may; None for `MOST_ROWS`.
         progress: Called with `differences` and pages; an exception that it raises ends it.
 
@@ -102,39 +90,21 @@ def find_page_changes(
     """
     report = progress or no_progress
     names = list(tables)
+    if comparison is None:
+        with open_comparison(before) as comparison:
+            compare_files(comparison, after, report)
+    digest = comparison.digest
     with _open_pages(before) as old, _open_pages(after) as new:
         if old.page_size != new.page_size or old.usable != new.usable:
-            return PageChanges(new.count, new.count, dict.fromkeys(names), digest_of(before))
-        changed, digest = _compare(old, new, report)
+            return PageChanges(new.count, new.count, dict.fromkeys(names), digest)
+        changed = comparison.changed[: new.count + 1]
+        changed.extend(bytes(max(old.count, new.count) + 1 - len(changed)))
         search = _Search(old, new, changed, MOST_ROWS if most_rows is None else most_rows, report)
         search.add_trees(names)
         search.compare_leaves()
         search.find_overflow()
         rows = {name: search.rows_of(name) for name in names}
-        return PageChanges(new.count, sum(changed[: new.count + 1]), rows, digest)
-
-
-def _compare(old: _Pages, new: _Pages, report: Progress) -> tuple[bytearray, str]:
-    """Return which pages differ, by number, and the digest of the earlier copy."""
-    size = new.page_size
-    most = max(old.count, new.count)
-    changed = bytearray(most + 1)
-    digest = hashlib.sha256()
-    step = _BLOCK_BYTES // size
-    with ThreadPool(1, thread_name_prefix="digest") as pool:
-        hashing = None
-        for first in range(1, most + 1, step):
-            left, right = old.block(first, step), new.block(first, step)
-            if hashing:
-                hashing.result()  # so at most one block waits
-            hashing = pool.submit(digest.update, left)
-            if left != right:
-                for place in range(min(step, most + 1 - first)):
-                    start = place * size
-                    if left[start : start + size] != right[start : start + size]:
-                        changed[first + place] = 1
-            report(STAGE, min(first + step - 1, new.count), new.count)
-    return changed, digest.hexdigest()
+        return PageChanges(new.count, sum(changed), rows, digest)
 
 
 class _Cell(NamedTuple):  # created for every row of every page that differs: a class takes longer
@@ -174,10 +144,6 @@ class _Pages:
         return DamagedError(
             f"database {self.path}: page {number}: {state}", hint="sagewai-ops db check"
         )
-
-    def block(self, first: int, count: int) -> bytes:
-        """Return some pages; fewer at the end of the file."""
-        return os.pread(self._descriptor, count * self.page_size, (first - 1) * self.page_size)
 
     def page(self, number: int) -> bytes:
         """Return a page."""
@@ -364,10 +330,9 @@ class _Search:
 
     def compare_leaves(self) -> None:
         """Decode the leaves that differ, or that are not those of the same table in both copies."""
-        for number, is_changed in enumerate(self.changed):
-            self._report(number)
+        for number in self._differing_pages():
             old, new = self.old_owners[number], self.new_owners[number]
-            if old == new and not (old and is_changed):
+            if old == new and not (old and self.changed[number]):
                 continue
             before = self.old.cells(number) if old and self.rows[old - 1] is not None else {}
             after = self.new.cells(number) if new and self.rows[new - 1] is not None else {}
@@ -388,12 +353,24 @@ class _Search:
             self._add(new, differing)
             self._add(new, before.keys() - after.keys())
 
+    def _differing_pages(self) -> Iterator[int]:
+        """Yield the pages that differ, and perhaps others."""
+        for first in range(0, len(self.changed), _REPORT_PAGES):
+            self._report(first)
+            end = min(first + _REPORT_PAGES, len(self.changed))
+            if self.old_owners[first:end] != self.new_owners[first:end]:
+                yield from range(first, end)
+                continue
+            number = self.changed.find(1, first, end)
+            while number >= 0:
+                yield number
+                number = self.changed.find(1, number + 1, end)
+
     def find_overflow(self) -> None:
         """Find the rows of which only overflow pages differ, in leaves that do not."""
-        pages = range(1, self.new.count + 1)
-        if not any(self.changed[page] and not self.uses[page] for page in pages):
+        if all(self.uses[page] for page in range(1, self.new.count + 1) if self.changed[page]):
             return
-        for number in pages:
+        for number in range(1, self.new.count + 1):
             self._report(number)
             owner = self.new_owners[number]
             if not owner or self.changed[number] or self.rows[owner - 1] is None:
@@ -443,10 +420,14 @@ class _Search:
             if children is None:
                 owners[number] = owner
                 continue
-            is_above_leaves = pages.children(children[0]) is None
-            waiting.extend(
-                (child, None if is_above_leaves else pages.children(child)) for child in children
-            )
+            if pages.children(children[0]) is not None:
+                waiting.extend((child, pages.children(child)) for child in children)
+                continue
+            for child in children:
+                if not 1 <= child <= pages.count or uses[child]:
+                    raise pages.damaged(child, "used twice, or not in the file")
+                uses[child] = 1
+                owners[child] = owner
 
 
 def _roots(path: Path) -> dict[str, int]:

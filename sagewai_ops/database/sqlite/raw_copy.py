@@ -25,6 +25,7 @@ from sagewai_ops.fs import beneath
 
 # Inode, size and modification time of each file of a database; () for a missing one.
 FileStates: TypeAlias = tuple[tuple[int, ...], ...]
+Examine: TypeAlias = Callable[[int, bytearray], None]
 
 _BLOCK_BYTES = 1024 * 1024  # larger is not faster: measured from 64 KiB to 4 MiB
 _CLONED_BYTES = 4096  # a block of most file systems, and a page of Sagewai's database
@@ -80,12 +81,19 @@ def copy_log(source: Path, target: Path) -> bool:
         return True
 
 
-def copy_blocks(source: int, target: int, name: Path, report: Callable[[int], None]) -> None:
+def copy_blocks(
+    source: int,
+    target: int,
+    name: Path,
+    report: Callable[[int], None],
+    examine: Examine | None = None,
+) -> None:
     """Append a whole file to another, in large blocks.
 
     Args:
         name: Of the source, in errors.
         report: Called with the number of bytes copied.
+        examine: Called with each block and its offset, in order; the block changes afterwards.
     """
     block = bytearray(_BLOCK_BYTES)
     view = memoryview(block)
@@ -97,6 +105,8 @@ def copy_blocks(source: int, target: int, name: Path, report: Callable[[int], No
             raise from_database_error(error, name) from error
         if not size:
             return
+        if examine:
+            examine(offset, block if size == len(block) else block[:size])
         written = 0
         while written < size:
             written += os.write(target, view[written:size])
@@ -127,12 +137,16 @@ def clone(source: Path, target: int) -> bool:
 
 
 def copy_changed_blocks(
-    source: int, target: int, name: Path, report: Callable[[int], None]
+    source: int,
+    target: int,
+    name: Path,
+    report: Callable[[int], None],
+    examine: Examine | None = None,
 ) -> None:
     """Make a file equal to another; write only what differs.
 
     Args:
-        name, report: As for `copy_blocks`.
+        name, report, examine: As for `copy_blocks`.
     """
     # Compared as bytearrays, which takes a tenth of the time of comparing memoryviews.
     block, known = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
@@ -145,6 +159,8 @@ def copy_changed_blocks(
         if not size:
             os.ftruncate(target, offset)
             return
+        if examine:
+            examine(offset, block if size == len(block) else block[:size])
         size_known = os.preadv(target, [known], offset)
         if size_known < size or size < _BLOCK_BYTES or block != known:
             for start in range(0, size, _CLONED_BYTES):

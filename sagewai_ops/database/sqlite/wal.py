@@ -88,7 +88,12 @@ def read_index(shm: int, page_size: int) -> WalIndex | None:
 
 
 def apply_log(
-    index: WalIndex, log: int, copy: int, name: Path, report: Callable[[int], None]
+    index: WalIndex,
+    log: int,
+    copy: int,
+    name: Path,
+    report: Callable[[int], None],
+    examine: Callable[[int, memoryview], None] | None = None,
 ) -> bool:
     """Write the newest frame of each page into a copy of the main file, and set its size.
 
@@ -99,6 +104,7 @@ def apply_log(
         copy: A descriptor of the copy.
         name: Of the `-wal`, in errors.
         report: Called with the number of bytes of the log that were read.
+        examine: Called with the offset in the copy and the content of each page that is written.
 
     Returns:
         False if the log was restarted; the index must be read again.
@@ -134,6 +140,10 @@ def apply_log(
                     is_written[page] = 1
                     newest.append((page, position * frame_bytes + _FRAME_HEADER_BYTES))
             _write_pages(copy, content, sorted(newest), index.page_size)
+            for page, place in newest:
+                if examine is None:
+                    break
+                examine((page - 1) * index.page_size, content[place : place + index.page_size])
             report(end - start)
     os.ftruncate(copy, size_bytes)
     # The header is written before the first frame of a restarted log.
