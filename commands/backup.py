@@ -35,9 +35,9 @@ from .backup_copies import copy_to, show_copies  # noqa: TID251 - a neighbour
 from .retention_options import (  # noqa: TID251 - a neighbour
     WAIT_SECONDS,
     AllPaths,
+    KeepOptions,
     exit_code_of,
     warnings_of,
-    with_policy,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
@@ -83,7 +83,7 @@ def register(app: typer.Typer) -> None:
     add_command(
         app,
         "backup",
-        with_policy(backup),
+        backup,
         HELP,
         result="sagewai_ops.backup.results:BackupResult",
         unattended=True,
@@ -165,7 +165,7 @@ def backup(
     tag: Annotated[
         list[str] | None, option(SNAPSHOTS, "--tag", "Tag of the snapshot; repeatable.", "TAG")
     ] = None,
-    policy: Any,
+    keep: KeepOptions,
     all_paths: AllPaths = False,
     accept: Annotated[
         list[str] | None,
@@ -239,6 +239,7 @@ def backup(
         )
     if output and run.settings.json:
         raise UsageError("--output -: not possible with --json, both write to stdout")
+    policy = keep.policy()
     if form == "directory" and (output or level or not policy.is_empty):
         given = "--output" if output else "--level" if level else "--keep-*"
         raise UsageError(f"--format directory: {given} is for archives")

@@ -13,8 +13,8 @@ from sagewai_ops.text import size
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     WAIT_SECONDS,
+    KeepOptions,
     exit_code_of,
-    policy_of,
     warnings_of,
 )
 
@@ -69,7 +69,7 @@ def copy_to(
     result = CopyResult(
         target, done.archive if done else None, done.read_back_bytes if done else 0, None
     )
-    policy = policy_of(run.settings.retention_of(target))
+    policy = KeepOptions(**run.settings.retention_of(target)).policy()
     if policy.is_empty:
         return Copy(result, copied.warnings)
     try:

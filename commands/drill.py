@@ -19,17 +19,13 @@ from .litestream_options import LitestreamConfigOption, refuse_with  # noqa: TID
 from .shared_options import (  # noqa: TID251 - a neighbour
     AllowRollbackOption,
     HiddenLimitDownloadOption,
-    IdentityCommandOption,
-    IdentityOption,
     KeepWorkDirOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     RequireAuthenticOption,
     ScratchUrlFileOption,
     ScratchUrlOption,
     SnapshotsOption,
     WorkDirOption,
-    WorkFactorOption,
     keeper,
     with_limits,
 )
@@ -89,11 +85,7 @@ def drill(
         str, typer.Argument(metavar="[SNAPSHOT|latest|-]", show_default=False)
     ] = "latest",
     snapshots: SnapshotsOption = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
     key_file: Annotated[
         Path | None,
         option(
@@ -135,7 +127,6 @@ def drill(
         )
     if litestream_config:
         raise UsageError("--litestream-config: needs --from litestream")
-    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.cli.database_url import scratch_server
     from sagewai_ops.operations import drill as drilling
     from sagewai_ops.operations.drill_report import describe_drill
@@ -145,8 +136,8 @@ def drill(
     home = run.home()
     piped = is_piped(
         snapshot,
-        identity=identity,
-        passphrase_file=passphrase_file,
+        identity=opening.identity,
+        passphrase_file=opening.passphrase_file,
         install_key=key_file,
         scratch_url_file=scratch_url_file,
     )
@@ -155,14 +146,7 @@ def drill(
         archive, skipped = find_named(run, snapshot, snapshots, or_newest=True)
     directory = run.snapshots(home, snapshots) if piped else archive.parent
     options = drilling.DrillOptions(
-        decryption=unlock_of(
-            run.terminal,
-            identity or [],
-            passphrase_file,
-            identity_command=identity_command,
-            passphrase_command=passphrase_command,
-            allow_work_factor=allow_work_factor,
-        ),
+        decryption=opening.read(run),
         key_file=key_file,
         without_key=without_key,
         key_home=home,

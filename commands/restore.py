@@ -21,12 +21,8 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     HiddenLimitDownloadOption,
     HiddenSqliteOption,
     HiddenUrlFileOption,
-    HiddenWorkFactorOption,
     HomeWaitOption,
-    IdentityCommandOption,
-    IdentityOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     RequireAuthenticOption,
     SnapshotsOption,
     with_limits,
@@ -88,11 +84,7 @@ def restore(
         list[str] | None,
         option(TARGET, "--only", "Restore only these parts or paths; repeatable.", "PART,..."),
     ] = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: HiddenWorkFactorOption = False,
+    opening: OpeningOptions,
     key_file: Annotated[
         Path | None, option(ENCRYPTION, "--install-key", "Install this master key.", "FILE")
     ] = None,
@@ -212,7 +204,6 @@ def restore(
     if undo or recover:
         return _undo_or_recover(run, to, undo=undo, dry_run=dry_run, wait_seconds=wait)
 
-    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.home.paths import locate
     from sagewai_ops.restore import restore as restoring
@@ -231,21 +222,14 @@ def restore(
     environment = dict(run.settings.environment)
     piped = is_piped(
         snapshot,
-        identity=identity,
-        passphrase_file=passphrase_file,
+        identity=opening.identity,
+        passphrase_file=opening.passphrase_file,
         install_key=key_file,
         url_file=url_file,
     )
     archive = STANDARD_INPUT if piped else find_path(run, snapshot or "", snapshots)
     options = RestoreOptions(
-        decryption=unlock_of(
-            run.terminal,
-            identity or [],
-            passphrase_file,
-            identity_command=identity_command,
-            passphrase_command=passphrase_command,
-            allow_work_factor=allow_work_factor,
-        ),
+        decryption=opening.read(run),
         replace=replace,
         only=_parts(only or []),
         key_file=key_file,

@@ -1,78 +1,61 @@
 """The retention options of `snapshots prune` and `backup`."""
 
-import functools
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from sagewai_ops.cli.command import Outcome, Run, as_parameters
 from sagewai_ops.cli.options import RETENTION, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 from sagewai_ops.text import shell_word, size
 
+if TYPE_CHECKING:
+    from sagewai_ops.snapshots.retention import Policy
+
 # At least, after a backup: another run holds the directory for the moments that it renames.
 WAIT_SECONDS = 30.0
 
 
-def _count(rule: str, text: str) -> tuple[Any, Any]:
-    return Annotated[int, option(RETENTION, f"--keep-{rule}", f"Keep {text}.", "N", min=0)], 0
+def _count(rule: str, text: str) -> Any:
+    return option(RETENTION, f"--keep-{rule}", f"Keep {text}.", "N", min=0)
 
 
-_PERIODS = {
-    "hourly": "the newest of each of N hours",
-    "daily": "the newest of each of N days (UTC)",
-    "weekly": "the newest of each of N ISO weeks",
-    "monthly": "the newest of each of N months",
-    "yearly": "the newest of each of N years",
-}
 _SPAN = option(RETENTION, "--keep-within", "Keep all of the last 30d, 36h, 2w, 1y6m.", "SPAN")
 _TAG = option(RETENTION, "--keep-tag", "Keep all with this tag; repeatable.", "TAG")
-# Parameter -> annotation and default.
-_KEEP: dict[str, tuple[Any, Any]] = {
-    "keep_last": _count("last", "the N newest"),
-    **{f"keep_{rule}": _count(rule, text) for rule, text in _PERIODS.items()},
-    "keep_within": (Annotated[str, _SPAN], ""),
-    "keep_tag": (Annotated[list[str] | None, _TAG], None),
-}
+_PERIODS = ("hourly", "daily", "weekly", "monthly", "yearly")
+
+
+class KeepOptions(NamedTuple):
+    """The rules of retention, as options."""
+
+    keep_last: Annotated[int, _count("last", "the N newest")] = 0
+    keep_hourly: Annotated[int, _count("hourly", "the newest of each of N hours")] = 0
+    keep_daily: Annotated[int, _count("daily", "the newest of each of N days (UTC)")] = 0
+    keep_weekly: Annotated[int, _count("weekly", "the newest of each of N ISO weeks")] = 0
+    keep_monthly: Annotated[int, _count("monthly", "the newest of each of N months")] = 0
+    keep_yearly: Annotated[int, _count("yearly", "the newest of each of N years")] = 0
+    keep_within: Annotated[str, _SPAN] = ""
+    keep_tag: Annotated[list[str] | None, _TAG] = None
+
+    def policy(self) -> "Policy":
+        """Return the rules.
+
+        Raises:
+            UsageError: The span is invalid.
+        """
+        from sagewai_ops.snapshots.retention import Policy
+
+        periods = {rule: getattr(self, f"keep_{rule}") for rule in _PERIODS}
+        return Policy(
+            self.keep_last,
+            {rule: count for rule, count in periods.items() if count},
+            self.keep_within,
+            frozenset(self.keep_tag or ()),
+        )
+
+
 AllPaths = Annotated[
     bool,
     option(RETENTION, "--all-paths", "Include snapshots of this home at other paths or hosts."),
 ]
-
-
-def with_policy(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-    """Return a command's function with the options of retention in place of its `policy`.
-
-    Raises:
-        UsageError: From the function that is returned: the span is invalid.
-    """
-    signature = inspect.signature(function)
-    parameters: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        parameters += as_parameters(_KEEP) if parameter.name == "policy" else [parameter]
-
-    @functools.wraps(function)
-    def called(run: Run, **options: Any) -> Outcome:
-        policy = policy_of({name: options.pop(name) for name in _KEEP})
-        return function(run, policy=policy, **options)
-
-    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return called
-
-
-def policy_of(options: Mapping[str, Any]) -> Any:
-    """Return the rules in options such as `keep_last`.
-
-    Raises:
-        UsageError: The span is invalid.
-    """
-    from sagewai_ops.snapshots.retention import Policy
-
-    keep = {name.removeprefix("keep_"): value for name, value in options.items()}
-    periods = {rule: keep[rule] for rule in _PERIODS if keep.get(rule)}
-    tags = frozenset(keep.get("tag") or ())
-    return Policy(keep.get("last", 0), periods, keep.get("within", ""), tags)
 
 
 def warnings_of(result: Any) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -129,46 +129,6 @@ ProgramOption = Annotated[
         help="Program to run (default: this one).",
     ),
 ]
-ImageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--image",
-        metavar="NAME",
-        help="Container image (default: that of `make image`).",
-    ),
-]
-IdentityOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--identity",
-        metavar="FILE",
-        help="Age or SSH private key of the drill and the restore.",
-    ),
-]
-InstallKeyOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--install-key",
-        metavar="FILE",
-        help="Master key that a restore to an empty volume installs.",
-    ),
-]
-CredentialsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--credentials",
-        metavar="FILE",
-        help="Credentials of the remote place.",
-    ),
-]
-ScratchUrlFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--scratch-url-file",
-        metavar="FILE",
-        help="File with the URL of the PostgreSQL server of the drill.",
-    ),
-]
 IntoOption = Annotated[
     Path | None,
     typer.Option(
@@ -181,6 +141,45 @@ WordsArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[-- OPTION...]", help="Options of `backup`.", show_default=False),
 ]
+
+
+class ContainerOptions(NamedTuple):
+    """What the containers of a schedule need besides the options of `backup`."""
+
+    image: Annotated[
+        str | None,
+        typer.Option(
+            "--image", metavar="NAME", help="Container image (default: that of `make image`)."
+        ),
+    ] = None
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            "--identity",
+            metavar="FILE",
+            help="Age or SSH private key of the drill and the restore.",
+        ),
+    ] = None
+    install_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--install-key",
+            metavar="FILE",
+            help="Master key that a restore to an empty volume installs.",
+        ),
+    ] = None
+    scratch_url_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--scratch-url-file",
+            metavar="FILE",
+            help="File with the URL of the PostgreSQL server of the drill.",
+        ),
+    ] = None
+    credentials: Annotated[
+        Path | None,
+        typer.Option("--credentials", metavar="FILE", help="Credentials of the remote place."),
+    ] = None
 
 
 def systemd(
@@ -232,11 +231,7 @@ def compose(
     time: TimeOption = "03:30",
     to: BackupSnapshotsOption = None,
     user: ContainerUserOption = None,
-    image: ImageOption = None,
-    identity: IdentityOption = None,
-    install_key: InstallKeyOption = None,
-    scratch_url_file: ScratchUrlFileOption = None,
-    credentials: CredentialsOption = None,
+    options: ContainerOptions,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
@@ -245,15 +240,7 @@ def compose(
 
     to = _outside(to)
     plan = _plan(run, words, time, to, _checked_ids(user), None)
-    found = _image(
-        plan,
-        image,
-        to,
-        identity=identity,
-        install_key=install_key,
-        scratch_url=scratch_url_file,
-        credentials=credentials,
-    )
+    found = _image(plan, options, to)
     is_named = run.settings.home_option or run.settings.environment.get("SAGEWAI_HOME")
     files = containers.compose(
         plan,
@@ -273,11 +260,7 @@ def kubernetes(
     time: TimeOption = "03:30",
     to: BackupSnapshotsOption = None,
     user: ContainerUserOption = None,
-    image: ImageOption = None,
-    identity: IdentityOption = None,
-    install_key: InstallKeyOption = None,
-    scratch_url_file: ScratchUrlFileOption = None,
-    credentials: CredentialsOption = None,
+    options: ContainerOptions,
     into: IntoOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
@@ -291,15 +274,7 @@ def kubernetes(
             hint="schedule kubernetes --snapshots s3://BUCKET/PREFIX",
         )
     plan = _plan(run, words, time, to, _checked_ids(user), None)
-    found = _image(
-        plan,
-        image,
-        to,
-        identity=identity,
-        install_key=install_key,
-        scratch_url=scratch_url_file,
-        credentials=credentials,
-    )
+    found = _image(plan, options, to)
     files = containers.kubernetes(plan, found)
     return files_outcome(
         files, into, dry_run=dry_run, warnings=_container_warnings(run, plan, found)
@@ -315,13 +290,8 @@ def _outside(to: Path | None) -> Path | None:
 
 def _image(
     plan: Any,
-    name: str | None,
+    options: ContainerOptions,
     to: Path | None,
-    *,
-    identity: Path | None,
-    install_key: Path | None,
-    scratch_url: Path | None,
-    credentials: Path | None,
 ) -> Any:
     """Return the image and what its containers need besides the options of `backup`.
 
@@ -347,21 +317,21 @@ def _image(
                 f"{text}: not possible in a container: neither ssh nor the configuration is there",
                 hint="name a URL: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://ACCOUNT/CONTAINER",
             )
-    if credentials and not remote:
+    if options.credentials and not remote:
         raise UsageError("--credentials: no remote place uses them", hint="add --snapshots URL")
 
     def path(file: Path | None) -> str:
         return str(file.expanduser().absolute()) if file else ""
 
     found = Image(
-        name or f"sagewai-ops:{__version__}",
-        version="" if name else __version__,
+        options.image or f"sagewai-ops:{__version__}",
+        version="" if options.image else __version__,
         place=place,
         scheme=remote[0].partition(":")[0] if remote else "",
-        identity=path(identity),
-        install_key=path(install_key),
-        scratch_url=path(scratch_url),
-        credentials=path(credentials),
+        identity=path(options.identity),
+        install_key=path(options.install_key),
+        scratch_url=path(options.scratch_url_file),
+        credentials=path(options.credentials),
     )
     refuse_unmounted(plan, found)
     return found

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -13,6 +13,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.path import has_trees, parse_place
 
 if TYPE_CHECKING:
+    from sagewai_ops.archive.age import Decryption
     from sagewai_ops.fs.tempdirs import Keep
 
 
@@ -129,23 +130,38 @@ RepositoryPassphraseOption = Annotated[
 IdentityCommandOption = Annotated[
     str | None, _key_command("--identity-command", "private key, an age identity file,")
 ]
-WorkFactorOption = Annotated[
-    bool,
-    option(
-        ENCRYPTION,
-        "--allow-work-factor",
-        "Accept a passphrase header that needs up to 4 GiB of memory.",
-    ),
-]
-HiddenWorkFactorOption = Annotated[
-    bool,
-    option(
-        ENCRYPTION,
-        "--allow-work-factor",
-        "Accept a passphrase header that needs up to 4 GiB of memory.",
-        hidden=True,
-    ),
-]
+_WORK_FACTOR = "Accept a passphrase header that needs up to 4 GiB of memory."
+
+
+class OpeningOptions(NamedTuple):
+    """What decrypts an archive, as options."""
+
+    identity: IdentityOption = None
+    identity_command: IdentityCommandOption = None
+    passphrase_file: OpeningPassphraseOption = None
+    passphrase_command: PassphraseCommandOption = None
+    allow_work_factor: Annotated[
+        bool, option(ENCRYPTION, "--allow-work-factor", _WORK_FACTOR, hidden=True)
+    ] = False
+
+    def read(self, run: Run) -> "Decryption | None":
+        """Read how to decrypt; None if no option is given.
+
+        Raises:
+            UsageError, NotFoundError, KeyMissingError: As `credentials.unlock_of`.
+        """
+        from sagewai_ops.cli.credentials import unlock_of
+
+        return unlock_of(
+            run.terminal,
+            self.identity or [],
+            self.passphrase_file,
+            identity_command=self.identity_command,
+            passphrase_command=self.passphrase_command,
+            allow_work_factor=self.allow_work_factor,
+        )
+
+
 ExtraKeyOption = Annotated[
     Path | None, option(ENCRYPTION, "--extra-key", "Additional master key to try.", "FILE")
 ]

@@ -8,6 +8,8 @@ import typer
 from sagewai_ops.cli.command import Run
 from sagewai_ops.errors import UsageError
 
+from .shared_options import OpeningOptions  # noqa: TID251 - a neighbour
+
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
 ]
@@ -17,12 +19,8 @@ def find_archive(
     run: Run,
     snapshot: str,
     snapshots: Path | None,
-    identity: list[Path] | None,
-    passphrase_file: str | None,
+    opening: OpeningOptions,
     *,
-    identity_command: str | None,
-    passphrase_command: str | None,
-    allow_work_factor: bool,
     or_newest: bool = False,
 ) -> tuple[Path, Any]:
     """Return the path of an archive, and the keys that decrypt it.
@@ -30,18 +28,8 @@ def find_archive(
     Args:
         or_newest: As for `catalog.find_snapshot`, for a command that only shows what it finds.
     """
-    from sagewai_ops.cli.credentials import unlock_of
-
     path, _skipped = find_named(run, snapshot, snapshots, or_newest=or_newest)
-    decryption = unlock_of(
-        run.terminal,
-        identity or [],
-        passphrase_file,
-        identity_command=identity_command,
-        passphrase_command=passphrase_command,
-        allow_work_factor=allow_work_factor,
-    )
-    return path, decryption
+    return path, opening.read(run)
 
 
 def is_piped(snapshot: str | None, **files: Any) -> bool:

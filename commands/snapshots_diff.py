@@ -9,14 +9,7 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word, size
 
-from .shared_options import (  # noqa: TID251 - a neighbour
-    IdentityCommandOption,
-    IdentityOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
-    SnapshotsOption,
-    WorkFactorOption,
-)
+from .shared_options import OpeningOptions, SnapshotsOption  # noqa: TID251 - a neighbour
 from .snapshot_argument import find_path, origin_keys  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
@@ -55,14 +48,9 @@ def diff(
     first: Annotated[str | None, _Name] = None,
     second: Annotated[str | None, _Name] = None,
     snapshots: SnapshotsOption = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
 ) -> Outcome:
     """Parse, compare, render."""
-    from sagewai_ops.cli.credentials import unlock_of
     from sagewai_ops.snapshots.catalog import latest_two, list_snapshots
     from sagewai_ops.snapshots.diff import compare_snapshots
     from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of
@@ -80,15 +68,7 @@ def diff(
         pair = latest_two(directory, ids, lambda found: confirm(directory, found, trust))
     else:
         pair = (find_path(run, first, snapshots), find_path(run, second, snapshots))
-    decryption = unlock_of(
-        run.terminal,
-        identity or [],
-        passphrase_file,
-        identity_command=identity_command,
-        passphrase_command=passphrase_command,
-        allow_work_factor=allow_work_factor,
-    )
-    result = compare_snapshots(*pair, decryption, origin_keys(run))
+    result = compare_snapshots(*pair, opening.read(run), origin_keys(run))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 
 

@@ -12,13 +12,9 @@ from sagewai_ops.records import dataclass
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
-    IdentityCommandOption,
-    IdentityOption,
     LimitDownloadOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     SnapshotsOption,
-    WorkFactorOption,
     with_limits,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
@@ -66,11 +62,7 @@ def extract(
         typer.Option("--to", metavar="DIR", help="Target directory, new or empty; required."),
     ],
     snapshots: SnapshotsOption = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
     limit_download: LimitDownloadOption = None,
     dry_run: DryRunOption = False,
 ) -> Outcome:
@@ -90,16 +82,7 @@ def extract(
     from sagewai_ops.restore.extract_files import extract_files
 
     run = with_limits(run, None, limit_download)
-    path, decryption = find_archive(
-        run,
-        snapshot,
-        snapshots,
-        identity,
-        passphrase_file,
-        identity_command=identity_command,
-        passphrase_command=passphrase_command,
-        allow_work_factor=allow_work_factor,
-    )
+    path, decryption = find_archive(run, snapshot, snapshots, opening)
     with run.terminal.progress() as progress:
         extraction = extract_files(
             path,

@@ -14,12 +14,8 @@ from sagewai_ops.text import printable, shell_word, size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
-    IdentityCommandOption,
-    IdentityOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     SnapshotsOption,
-    WorkFactorOption,
 )
 from .snapshot_argument import origin_keys  # noqa: TID251 - a neighbour
 
@@ -49,11 +45,7 @@ def list_snapshots(
     rebuild: Annotated[
         bool, option(RUN, "--rebuild", "Write the metadata files again from the archives.")
     ] = False,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -93,17 +85,7 @@ def list_snapshots(
         )
     rebuilt = None
     if rebuild:
-        from sagewai_ops.cli.credentials import unlock_of
-
-        decryption = unlock_of(
-            run.terminal,
-            identity or [],
-            passphrase_file,
-            identity_command=identity_command,
-            passphrase_command=passphrase_command,
-            allow_work_factor=allow_work_factor,
-        )
-        rebuilt = _rebuild(run, directory, decryption, wait)
+        rebuilt = _rebuild(run, directory, opening.read(run), wait)
     trash = list_trash(directory)
     trust = trust_of(home, directory, run.settings.environment)
     result = SnapshotList(

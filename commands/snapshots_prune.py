@@ -1,7 +1,7 @@
 """`snapshots prune`: remove the snapshots that no rule keeps."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,10 @@ from sagewai_ops.errors import UsageError
 
 from .retention_options import (  # noqa: TID251 - a neighbour
     AllPaths,
+    KeepOptions,
     exit_code_of,
     show,
     warnings_of,
-    with_policy,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
@@ -45,7 +45,7 @@ def register(group: typer.Typer) -> None:
     add_command(
         group,
         "snapshots prune",
-        with_policy(prune),
+        prune,
         PRUNE_HELP,
         result="sagewai_ops.snapshots.prune:PruneResult",
         unattended=True,
@@ -57,7 +57,7 @@ def prune(
     run: Run,
     *,
     snapshots: SnapshotsOption = None,
-    policy: Any,
+    keep: KeepOptions,
     any_place: AllPaths = False,
     reclaim: Annotated[
         bool,
@@ -86,7 +86,7 @@ def prune(
         prune_snapshots(
             home,
             directory,
-            policy,
+            keep.policy(),
             all_paths=any_place,
             dry_run=dry_run,
             wait_seconds=wait,

@@ -10,12 +10,8 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
-    IdentityCommandOption,
-    IdentityOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     SnapshotsOption,
-    WorkFactorOption,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
@@ -40,11 +36,7 @@ def show(
     *,
     snapshot: SnapshotArgument,
     snapshots: SnapshotsOption = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
     extra_key: ExtraKeyOption = None,
     files: Annotated[bool, typer.Option("--files", help="List every file too.")] = False,
 ) -> Outcome:
@@ -64,17 +56,7 @@ def show(
     """
     from sagewai_ops.backup.snapshot_content import read_content
 
-    path, decryption = find_archive(
-        run,
-        snapshot,
-        snapshots,
-        identity,
-        passphrase_file,
-        identity_command=identity_command,
-        passphrase_command=passphrase_command,
-        allow_work_factor=allow_work_factor,
-        or_newest=True,
-    )
+    path, decryption = find_archive(run, snapshot, snapshots, opening, or_newest=True)
     keys = origin_keys(run, extra_key)
     result = read_content(path, decryption, keys, with_members=files)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)

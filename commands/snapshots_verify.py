@@ -1,8 +1,7 @@
 """`snapshots verify`: read a snapshot and check every byte."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,14 +12,10 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
-    IdentityCommandOption,
-    IdentityOption,
     LimitDownloadOption,
-    OpeningPassphraseOption,
-    PassphraseCommandOption,
+    OpeningOptions,
     RequireAuthenticOption,
     SnapshotsOption,
-    WorkFactorOption,
     with_limits,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
@@ -55,11 +50,7 @@ def verify(
         bool, option(SNAPSHOTS, "--hash", "Compare the recorded hash only; needs no key.")
     ] = False,
     snapshots: SnapshotsOption = None,
-    identity: IdentityOption = None,
-    identity_command: IdentityCommandOption = None,
-    passphrase_file: OpeningPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    allow_work_factor: WorkFactorOption = False,
+    opening: OpeningOptions,
     extra_key: ExtraKeyOption = None,
     require_authentic: RequireAuthenticOption = False,
     limit_download: LimitDownloadOption = None,
@@ -87,22 +78,8 @@ def verify(
             "snapshots verify: name either a snapshot or --chain",
             hint="sagewai-ops snapshots verify latest",
         )
-    from sagewai_ops.cli.credentials import unlock_of
-
     if snapshot is None:
-        return _verify_chain(
-            run,
-            snapshots,
-            lambda: unlock_of(
-                run.terminal,
-                identity or [],
-                passphrase_file,
-                identity_command=identity_command,
-                passphrase_command=passphrase_command,
-                allow_work_factor=allow_work_factor,
-            ),
-            extra_key,
-        )
+        return _verify_chain(run, snapshots, opening, extra_key)
 
     from sagewai_ops.snapshots.mark import read_mark
     from sagewai_ops.snapshots.verify import verify_snapshot
@@ -115,17 +92,7 @@ def verify(
             hashed = verify_hash(path, origin_keys(run, extra_key), progress=progress)
         text = f"snapshot {hashed.id}: its hash is the recorded one; {hashed.authenticity}"
         return Outcome(hashed, lambda terminal: terminal.line(text, style="green"))
-    path, decryption = find_archive(
-        run,
-        snapshot,
-        snapshots,
-        identity,
-        passphrase_file,
-        identity_command=identity_command,
-        passphrase_command=passphrase_command,
-        allow_work_factor=allow_work_factor,
-        or_newest=True,
-    )
+    path, decryption = find_archive(run, snapshot, snapshots, opening, or_newest=True)
     keys = origin_keys(run, extra_key)
     is_latest = snapshot == "latest"
     mark = read_mark(run.home(), path.parent, run.settings.environment) if is_latest else None
@@ -142,10 +109,7 @@ def verify(
 
 
 def _verify_chain(
-    run: Run,
-    snapshots: Path | None,
-    unlock: Callable[[], Any],
-    extra_key: Path | None,
+    run: Run, snapshots: Path | None, opening: OpeningOptions, extra_key: Path | None
 ) -> Outcome:
     from sagewai_ops.snapshots.chain import verify_chain
     from sagewai_ops.snapshots.trust import trust_of
@@ -153,7 +117,7 @@ def _verify_chain(
     home = run.home()
     directory = run.snapshots(home, snapshots)
     trust = trust_of(home, directory, run.settings.environment, key_file=extra_key)
-    result = verify_chain(directory, trust, unlock())
+    result = verify_chain(directory, trust, opening.read(run))
 
     def show(terminal: Terminal) -> None:
         terminal.line(f"{len(result.authentic)} authentic snapshots in {result.folder}")

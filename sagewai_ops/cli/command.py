@@ -6,7 +6,6 @@ its variable (`cli.variables`), the outcome is rendered or printed as JSON, and 
 two lines and an exit code. Only `cli.main` exits.
 """
 
-import copy
 import errno
 import functools
 import inspect
@@ -16,19 +15,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
-from typer.models import OptionInfo
 
 from sagewai_ops.cli import acting, key_commands
 from sagewai_ops.cli.json_results import to_json
 from sagewai_ops.cli.options import CHANGES, GLOBAL, REPOSITORY, UNATTENDED, find_global
+from sagewai_ops.cli.parameters import (
+    as_parameters,
+    complete,
+    expand_groups,
+    group_options,
+)
 from sagewai_ops.cli.parser import Command, Group
 from sagewai_ops.cli.repository_options import repository_options, with_repository
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.cli.variables import Variables, check_variables, variables_of
+from sagewai_ops.cli.variables import Variables, check_variables
 from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
@@ -153,13 +157,15 @@ def command(
 ) -> Callable[..., int]:
     """Return a command's function as Typer registers it, with the options that commands share.
 
+    A parameter whose annotation is a `NamedTuple` is an option for each of its fields.
+
     Args:
         name: As typed, such as `snapshots list`.
         result: See `add_command`.
         changes: Whether it can change anything: then it accepts --yes.
         unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters, groups = expand_groups(function)
     shared = {**(UNATTENDED if unattended else {}), **GLOBAL}
     shared = {**repository_options(name, parameters), **shared}
     if changes and not any(parameter.name == "yes" for parameter in parameters):
@@ -169,7 +175,7 @@ def command(
     )
     variables: list[Variables] = []
     parameters = [
-        _complete(parameter, "" if parameter.name in GLOBAL else name, variables)
+        complete(parameter, "" if parameter.name in GLOBAL else name, variables)
         for parameter in [*parameters, *as_parameters(shared)]
     ]
 
@@ -195,7 +201,7 @@ def command(
         def body(run: Run) -> Outcome:
             for note in check_variables(context, variables):
                 run.warn(note)
-            return function(run, **options)
+            return function(run, **group_options(options, groups))
 
         act = functools.partial(_execute, options=options)
         if terminal.log is None:
@@ -249,7 +255,7 @@ def add_global_options(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
     )
     options = [
-        *(_complete(parameter, "", variables) for parameter in as_parameters(GLOBAL)),
+        *(complete(parameter, "", variables) for parameter in as_parameters(GLOBAL)),
         *as_parameters(more),
     ]
 
@@ -547,54 +553,3 @@ def _home_of(run: Run) -> str:
         return str(run.home().root)
     except OpsError:
         return ""
-
-
-def as_parameters(options: Mapping[str, tuple[Any, Any]]) -> list[inspect.Parameter]:
-    """Return the parameters of options: annotation and default by name."""
-    return [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
-        for name, (annotation, default) in options.items()
-    ]
-
-
-def _complete(
-    parameter: inspect.Parameter, command: str, variables: list[Variables] | None
-) -> inspect.Parameter:
-    """Return a parameter whose option knows its variables and refuses an empty path.
-
-    An empty path is `"$UNSET"` in a script, and would mean the working directory.
-
-    Args:
-        command: As typed; "" for a global option.
-        variables: Where the option's are added; None for an option without.
-    """
-    if get_origin(parameter.annotation) is not Annotated:
-        return parameter
-    kind, option = get_args(parameter.annotation)
-    option = copy.copy(option)  # several commands share it
-    if _takes_paths(parameter.annotation):
-        option.parser = _refusing_empty(option.parser or Path)
-    # In an annotation, Typer takes the first flag for the default until it builds the option.
-    declared = [option.default, *(option.param_decls or ())]
-    flags = [flag for flag in declared if isinstance(flag, str) and flag.startswith("--")]
-    if isinstance(option, OptionInfo) and flags and variables is not None:
-        found = variables_of(command, parameter.name, flags)
-        variables.append(found)
-        option.envvar = found.names or None
-    return parameter.replace(annotation=Annotated[kind, option])
-
-
-def _takes_paths(annotation: Any) -> bool:
-    """Return whether an option's value, or each of them, is a path."""
-    return annotation is Path or any(map(_takes_paths, get_args(annotation)))
-
-
-def _refusing_empty(parse: Callable[[str], Path]) -> Callable[[str], Path]:
-    def path(text: str) -> Path:  # a function: the lowest Click asks the parser for its name
-        if not text:
-            raise typer.BadParameter("is empty")
-        return parse(text)
-
-    return path
