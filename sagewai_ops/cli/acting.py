@@ -1,11 +1,8 @@
 """The user whose rights a command takes: root works on another user's home as that user."""
 
-import _thread
 import contextlib
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +33,6 @@ if TYPE_CHECKING:
 _WITHOUT_HOME = ("schedule ", "config ")
 _TO = ("restore", "snapshots extract", "import-from-postgres")
 _SNAPSHOTS = "snapshots "
-_PAUSE_SECONDS = 2.0  # between two looks at a child
-_STOPPED_TURNS = 5
 
 
 def find_acting(
@@ -123,6 +118,7 @@ def run_in_child(
     from socket import socketpair
 
     from sagewai_ops.fs.monitor import serve
+    from sagewai_ops.process.parent import end_if_stopped
     from sagewai_ops.process.signals import forward_signals
 
     ours, theirs = socketpair()
@@ -134,7 +130,7 @@ def run_in_child(
         ours.close()
         _run(theirs, grant, work, subject, describe)
     theirs.close()
-    _thread.start_new_thread(_end_stopped, (child,))
+    end_if_stopped(child)
     with ours, forward_signals(child):
         result = serve(ours, grant)
         _pid, status = os.waitpid(child, 0)
@@ -144,20 +140,6 @@ def run_in_child(
             f" {os.WTERMSIG(status)}"
         )
     return result
-
-
-def _end_stopped(child: int) -> None:
-    """End a child that stays stopped: its user may stop it, and root's process waits for it.
-
-    At a terminal, the two are stopped and continued together.
-    """
-    turns = 0
-    with contextlib.suppress(ChildProcessError, ProcessLookupError, AttributeError):
-        while turns < _STOPPED_TURNS:
-            time.sleep(_PAUSE_SECONDS)
-            found = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-            turns = turns + 1 if found else 0
-        os.kill(child, signal.SIGKILL)
 
 
 def _run(

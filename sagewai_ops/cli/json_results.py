@@ -1,12 +1,14 @@
-"""Results as JSON values, and their JSON Schemas: both from the dataclasses, by msgspec.
+"""Results as JSON values, and their JSON Schemas: both from the dataclasses.
 
 A result is a dataclass whose fields have the names and order of the JSON object (docs/json.md);
 paths become strings, UTC times end in Z. A dataclass has its field `warnings` in the envelope only.
-Only `--json` and reports of runs load msgspec.
+The schemas are made by msgspec, whose import takes longer than the start of a command.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import Enum
 from pathlib import PurePath
 from typing import Any, get_type_hints, is_typeddict
 
@@ -16,9 +18,7 @@ DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 def to_json(result: object) -> Any:
     """Return a result as JSON values: objects, lists, strings, numbers, booleans and None."""
-    import msgspec
-
-    found = msgspec.to_builtins(result, enc_hook=_encode)
+    found = _encode(result)
     if isinstance(found, dict) and _has_envelope_warnings(type(result)):
         found.pop(_IN_ENVELOPE, None)
     return found
@@ -53,11 +53,24 @@ def _has_envelope_warnings(kind: type) -> bool:
     )
 
 
-def _encode(value: object) -> object:
-    if isinstance(value, PurePath):
-        return str(value)
+def _encode(value: Any) -> Any:
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Enum):
+        return _encode(value.value)
     if isinstance(value, str):  # a subclass, such as SQLAlchemy's names
         return str.__str__(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {field.name: _encode(getattr(value, field.name)) for field in fields}
+    if isinstance(value, Mapping):
+        return {_encode(key): _encode(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_encode(inner) for inner in value]
     raise NotImplementedError(type(value).__name__)
 
 

@@ -1,9 +1,16 @@
-"""The end of the parent: a signal that the kernel sends then."""
+"""Parent and child: a signal when the parent ends, and the end of a child that is stopped."""
 
+import _thread
+import contextlib
 import ctypes
+import os
+import signal
+import time
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PAUSE_SECONDS = 2.0  # between two looks at a child
+_STOPPED_TURNS = 5
 
 
 def parent_death_signal(number: int) -> Callable[[], None]:
@@ -20,3 +27,24 @@ def parent_death_signal(number: int) -> Callable[[], None]:
         library.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
     return request
+
+
+def end_if_stopped(child: int) -> None:
+    """End a child that stays stopped: its user may stop it, and root's process waits for it.
+
+    At a terminal, the two are stopped and continued together.
+
+    Args:
+        child: The number of the process.
+    """
+    _thread.start_new_thread(_end_stopped, (child,))
+
+
+def _end_stopped(child: int) -> None:
+    turns = 0
+    with contextlib.suppress(ChildProcessError, ProcessLookupError, AttributeError):
+        while turns < _STOPPED_TURNS:
+            time.sleep(_PAUSE_SECONDS)
+            found = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+            turns = turns + 1 if found else 0
+        os.kill(child, signal.SIGKILL)

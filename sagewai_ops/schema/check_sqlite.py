@@ -1,8 +1,8 @@
 """Check a home's database: its file, its schema, its references, and its values by a callback.
 
 The check reads one moment of the database, live or not, and writes nothing. SQLite's own integrity
-check and the checks of the tables run in parallel, in two threads with connections of their own;
-each needs little memory.
+check and the checks of the tables run in parallel, in two threads with connections of their own, or
+in a thread and a worker process; each needs little memory.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from sagewai_ops.database.sqlite.connect import open_connection
-from sagewai_ops.database.sqlite.integrity import count_rows, find_damage
+from sagewai_ops.database.sqlite.integrity import (
+    count_rows,
+    decode_lossy,
+    find_damage,
+    open_for_check,
+)
 from sagewai_ops.database.sqlite.moment import open_moment
 from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, needs_other_program
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
@@ -42,9 +47,42 @@ ValueCheck: TypeAlias = Callable[
 ]
 
 _THREADS = 2  # SQLite runs without Python's lock; more connections need more memory
-_CACHE_KIB = 8000  # for each connection
-_STEPS = 20_000_000  # virtual machine instructions between two checks of the stop flag, some 0.2 s
+_WORKER_ROWS = 1000  # of a table that the worker checks: it has an answer after 0.2 ms
 _VERSION_TABLE = "alembic_version"
+
+
+class Worker(Protocol):
+    """A process that has the database open too, and checks tables in the place of a thread."""
+
+    def open(self, path: Path) -> bool:
+        """Open the database, of which this process has a read transaction, if that is possible."""
+        ...
+
+    def find_damage(self) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Run SQLite's check; see `integrity.find_damage`."""
+        ...
+
+    def check_values(
+        self,
+        table: str,
+        columns: Sequence[str],
+        report: Callable[[Finding], None],
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Check the values of a table and report each finding, with rowids as its examples.
+
+        Raises:
+            sqlite3.DatabaseError: It cannot be read as a whole.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End the process; a method that waits for it fails."""
+        ...
+
+    def close(self) -> None:
+        """Wait for the end of the process, and so for that of its locks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +115,7 @@ def check_database(
     *,
     wait_seconds: float = WAIT_SECONDS,
     check_values: ValueCheck | None = None,
+    worker: Worker | None = None,
     progress: Progress | None = None,
 ) -> Checked:
     """Check a home's database.
@@ -85,6 +124,7 @@ def check_database(
         path: The main file; other processes may have it open and write.
         wait_seconds: For a process that has it locked exclusively.
         check_values: Called with each table; None checks no values.
+        worker: Checks values as `check_values` does.
         progress: Called with `values`, in rows, from several threads.
 
     Raises:
@@ -93,7 +133,7 @@ def check_database(
     started = time.perf_counter()
     with open_moment(path, wait_seconds=wait_seconds) as pin:
         connection = pin.connection
-        with _Threads(pin.path, check_values, progress) as threads:
+        with _Threads(pin.path, check_values, worker, progress) as threads:
             level = read_level(connection)
             rows = count_rows(connection)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -141,16 +181,23 @@ class _Threads:
 
     Args:
         path: The main file, symlinks resolved; pinned while this lives.
-        check_values: As of `check_database`.
+        check_values, worker: As of `check_database`.
         progress: Called with `values`, in rows.
     """
 
     def __init__(
-        self, path: Path, check_values: ValueCheck | None, progress: Progress | None
+        self,
+        path: Path,
+        check_values: ValueCheck | None,
+        worker: Worker | None,
+        progress: Progress | None,
     ) -> None:
         self._path = path
         self._check_values = check_values
+        self._worker = worker
+        self._can_share = False
         self._progress = progress
+        self._rows: Mapping[str, int] = {}
         self._total = 0
         self._done = 0
         self._counting = threading.Lock()
@@ -165,9 +212,13 @@ class _Threads:
             raise
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
+        if self._worker and (not error or error[0]):
+            self._worker.stop()  # else a thread waits for it
         self._pool.shutdown(cancel_futures=True)
+        if self._worker:
+            self._worker.close()
 
     def wait_for_integrity(self) -> list[Finding]:
         """Return SQLite's own findings."""
@@ -182,15 +233,18 @@ class _Threads:
             present: The tables.
             rows: The number of rows of each.
         """
+        self._rows = rows
         self._total = sum(rows.get(table, 0) for table in present)
         # The largest first, so that the threads end together.
         waiting = deque(sorted(present, key=lambda table: (-rows.get(table, 0), table)))
         found: dict[str, list[Finding]] = {}
-        workers = [
-            self._pool.submit(self._check_waiting, waiting, present, found) for _ in range(_THREADS)
+        # The second begins after SQLite's own check, which the worker runs too.
+        futures = [
+            self._pool.submit(self._check_waiting, waiting, present, found, worker)
+            for worker in (None, self._worker)
         ]
-        for worker in workers:
-            worker.result()
+        for future in futures:
+            future.result()
         return [finding for table in sorted(present) for finding in found[table]]
 
     def _check_waiting(
@@ -198,19 +252,26 @@ class _Threads:
         waiting: deque[str],
         present: Mapping[str, sqlite_catalog.Table],
         found: dict[str, list[Finding]],
+        worker: Worker | None,
     ) -> None:
         """Check tables until none is left, over one connection: opening one parses the schema."""
         while waiting:
-            with self._connection() as connection, suppress(IndexError):
+            with open_for_check(self._path, self._stop) as connection, suppress(IndexError):
                 while connection.in_transaction:  # an error can end it
                     table = waiting.popleft()
-                    found[table] = self._check_table(connection, table, present)
+                    has_many = self._rows.get(table, 0) >= _WORKER_ROWS
+                    other = worker if has_many and self._can_share else None
+                    found[table] = self._check_table(connection, table, present, other)
 
     def _check_integrity(self) -> list[Finding]:
         """Run SQLite's integrity check."""
-        with self._connection() as connection:
-            connection.text_factory = _decode
-            messages, unchecked = find_damage(connection, self._path)
+        self._can_share = self._worker is not None and self._worker.open(self._path)
+        if self._worker and self._can_share:
+            messages, unchecked = self._worker.find_damage()
+        else:  # a writer waits, which lets in no other process
+            with open_for_check(self._path, self._stop) as connection:
+                connection.text_factory = decode_lossy
+                messages, unchecked = find_damage(connection, self._path)
         return [
             *(Finding("integrity", "", "", message) for message in messages),
             *(_cannot_be_checked(table, reason) for table, reason in unchecked.items()),
@@ -221,10 +282,13 @@ class _Threads:
         connection: sqlite3.Connection,
         table: str,
         present: Mapping[str, sqlite_catalog.Table],
+        worker: Worker | None,
     ) -> list[Finding]:
         """Check the values and the constraints of one table."""
         tally = Tally()
+        of_values: list[Finding] = []
         found: list[Finding] = []
+        columns = tuple(present[table].columns)
         key = functools.partial(read_key, connection, table, present)
 
         def report(
@@ -233,8 +297,9 @@ class _Threads:
             tally.add(kind, table, column, reason, rows, key, is_note=is_note)
 
         try:
-            if self._check_values:
-                columns = tuple(present[table].columns)
+            if worker:
+                worker.check_values(table, columns, of_values.append, self._count)
+            elif self._check_values:
                 self._check_values(connection, table, columns, report, self._count)
             connection.text_factory = bytes  # keys are shown even if they are not UTF-8
             find_check_violations(connection, table, present, tally)
@@ -242,22 +307,17 @@ class _Threads:
             found += find_dangling_references(connection, table, present)
         except sqlite3.DatabaseError as error:
             found.append(_unreadable(table, error))
-        return [*tally.findings(), *found]
+        of_values = [
+            replace(finding, examples=tuple(key(int(example)) for example in finding.examples))
+            for finding in of_values
+        ]
+        return [*of_values, *tally.findings(), *found]
 
     def _count(self, rows: int) -> None:
         with self._counting:
             self._done += rows
             if self._progress:
                 self._progress("values", self._done, self._total)
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        # Opened after the pin, and by SQLite alone: it knows the locks of all connections.
-        with closing(open_connection(self._path)) as connection:
-            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            connection.set_progress_handler(self._stop.is_set, _STEPS)
-            connection.execute("BEGIN")
-            yield connection
 
 
 def _unreadable(table: str, error: sqlite3.DatabaseError) -> Finding:
@@ -275,7 +335,3 @@ def _cannot_be_checked(table: str, reason: object) -> Finding:
     """Return the note about a table of which another program has a function or collation."""
     text = f"cannot be checked, {reason}; only its pages are checked"
     return Finding("unchecked", table, "", text, is_note=True)
-
-
-def _decode(value: bytes) -> str:
-    return value.decode("utf-8", "replace")

@@ -20,6 +20,7 @@ from program import COMMAND, PATIENCE_SECONDS, call, run
 from sagewai_ops.cli import acting
 from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.monitor import Grant
+from sagewai_ops.process import parent
 from sagewai_ops.process.privileges import Account
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -254,7 +255,7 @@ def test_end_of_the_process_of_the_owner_is_an_error(place: Path, home: Path) ->
 
 def test_stop_of_the_process_of_the_owner_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its user can stop it, and would keep root's process, and its locks, without end."""
-    monkeypatch.setattr(acting, "_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(parent, "_PAUSE_SECONDS", 0.02)
     account = Account(NO_USER, NO_USER, ())
 
     with pytest.raises(OpsError, match="ended by signal 9"):

@@ -7,6 +7,8 @@ import os
 import random
 import sqlite3
 import string
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ import pytest
 import old_homes
 import real_homes
 from postgres_server import Server
-from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError
+from sagewai_ops.errors import DamagedError, InterruptedRunError, NotFoundError, OpsError
 from sagewai_ops.export.validate import home_values
+from sagewai_ops.operations import check_database as check_database_module
 from sagewai_ops.operations.check_database import check_database
+from sagewai_ops.operations.check_worker import CheckWorker
 from sagewai_ops.process.threads import ThreadPool
+from sagewai_ops.schema import check_sqlite
 from sagewai_ops.schema.create import create_database
 from sagewai_ops.schema.findings import Finding, format_key
 from sagewai_ops.schema.revision_graph import HEAD
@@ -32,6 +37,19 @@ TO_WORKFLOWS = (
 )
 TO_KEYS = "references harness_keys (id) on delete set null: not checked, no such parent"
 
+# Fails to commit while others read, and then keeps new readers out.
+_WAITING_WRITER = """
+import sqlite3, sys
+server = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+server.execute("BEGIN IMMEDIATE")
+server.execute("DELETE FROM org")
+try:
+    server.execute("COMMIT")
+except sqlite3.OperationalError:
+    print("locked", flush=True)
+sys.stdin.read()
+"""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
@@ -39,6 +57,14 @@ def home(tmp_path: Path) -> Path:
     path = tmp_path / "sagewai.db"
     create_database(path)
     return path
+
+
+@pytest.fixture(autouse=True, params=["thread", "process"])
+def checker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each check in two threads, and again with a process for one of them."""
+    if request.param == "process":
+        monkeypatch.setattr(check_database_module, "_WORKER_BYTES", 0)
+        monkeypatch.setattr(check_sqlite, "_WORKER_ROWS", 0)
 
 
 def _execute(path: Path, *statements: str) -> None:
@@ -498,6 +524,46 @@ def test_live_writer_is_neither_waited_for_nor_stopped(home: Path) -> None:
 
     assert (before.rows["org"], before.findings) == (0, ())
     assert [finding.place for finding in after.findings] == ["org.settings"]
+
+
+@pytest.mark.parametrize("checker", ["process"], indirect=True)
+def test_writer_that_waits_is_no_damage(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets in no other process, so this one checks everything itself."""
+    can_share = []
+    open_database = CheckWorker.open
+    with contextlib.closing(sqlite3.connect(home, isolation_level=None)) as server:
+        server.execute("PRAGMA journal_mode = DELETE")
+
+    def wait(worker: CheckWorker, path: Path) -> bool:
+        command = [sys.executable, "-c", _WAITING_WRITER, os.fspath(path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"locked\n"
+            can_share.append(open_database(worker, path))
+            writer.communicate()
+        return can_share[0]
+
+    monkeypatch.setattr(CheckWorker, "open", wait)
+
+    checked = check_database(home)
+
+    assert can_share == [False]
+    assert checked.findings == ()
+
+
+@pytest.mark.parametrize("checker", ["process"], indirect=True)
+def test_worker_that_is_killed_is_an_error(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a check has no result."""
+    find_damage = CheckWorker.find_damage
+
+    def kill(worker: CheckWorker) -> tuple[tuple[str, ...], dict[str, str]]:
+        worker.stop()
+        return find_damage(worker)
+
+    monkeypatch.setattr(CheckWorker, "find_damage", kill)
+
+    with pytest.raises(OpsError, match="worker process: ended with status -9"):
+        check_database(home)
 
 
 def test_nothing_is_left_beside_the_database(home: Path) -> None:

@@ -9,11 +9,17 @@ rows of its virtual tables are counted in their shadow tables.
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import describe_limit, is_stopped, open_regular
+from sagewai_ops.database.sqlite.connect import (
+    describe_limit,
+    is_stopped,
+    open_connection,
+    open_regular,
+)
 from sagewai_ops.database.sqlite.read_transaction import (
     call_while_running,
     needs_other_program,
@@ -36,6 +42,7 @@ _PARTS = 3  # pages, rows and indexes; references; counts
 _FINDINGS = 100  # rows kept of each kind; the limit of integrity_check too
 _CACHE_KIB = 8000  # more is no faster: look-ups in an index are close together
 _STEPS = 1_000_000  # virtual machine instructions between two reports, some 10 ms
+_STEPS_TO_STOP = 20_000_000  # between two looks at a thread's flag, some 0.2 s
 _COLLATIONS = 20  # that the pages of one database need, at most
 _COLLATION = re.compile(r"no such collation sequence: (\w+)")
 # What a check reports about rows, as opposed to pages: it depends on functions and on the order.
@@ -189,7 +196,7 @@ def count_rows(connection: sqlite3.Connection) -> dict[str, int]:
 @contextmanager
 def _open(resolved: Path) -> Iterator[sqlite3.Connection]:
     with open_exclusive(resolved) as connection:
-        connection.text_factory = _text
+        connection.text_factory = decode_lossy
         connection.execute("PRAGMA schema_version").fetchone()  # is it a database at all?
         with suppress(sqlite3.DatabaseError):  # these read the schema, which may be damaged
             connection.execute("PRAGMA query_only=ON")
@@ -197,9 +204,25 @@ def _open(resolved: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _text(value: bytes) -> str:
+def decode_lossy(value: bytes) -> str:
     """Decode the texts of a database that may be damaged."""
     return value.decode("utf-8", "replace")
+
+
+@contextmanager
+def open_for_check(path: Path, stop: threading.Event | None = None) -> Iterator[sqlite3.Connection]:
+    """Open a connection in a transaction, where another one keeps writers out or pins a moment.
+
+    Args:
+        path: The main file, symlinks resolved.
+        stop: Interrupts its statements.
+    """
+    with closing(open_connection(path)) as connection:
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        if stop:
+            connection.set_progress_handler(stop.is_set, _STEPS_TO_STOP)
+        connection.execute("BEGIN")
+        yield connection
 
 
 def find_damage(

@@ -209,7 +209,8 @@ def _filter_query(scan: _Scan, unfiltered: frozenset[str]) -> tuple[str, tuple[_
     """Return the query for a range: the number of accepted rows, and their texts by column."""
     filtered = [column for column in scan.columns if column.name not in unfiltered]
     joined = tuple(column for column in filtered if column.accepts)
-    texts = "".join(f", group_concat({quoted(column.name)}, char(10))" for column in joined)
+    # The separator is a literal: an aggregate evaluates `char(10)` again for each row.
+    texts = "".join(f", group_concat({quoted(column.name)}, '\n')" for column in joined)
     conditions = "".join(f" AND {column.condition}" for column in filtered)
     # As a blob, its length is known; the characters of a text are counted, and only up to a NUL.
     lengths = [
