@@ -118,22 +118,23 @@ def report_path(report: Report, directory: Path, chosen: Path | None) -> Path | 
         chosen: From the command line; by default a new name in `directory`, and none for a plan.
 
     Raises:
-        PermissionDeniedError: It is not writable.
+        PermissionDeniedError: It is not writable, such as next to a home in a container.
     """
+    hint = "sagewai-ops export-to-postgres --report FILE"
     if chosen is None and report.purpose == PLAN:
         return None
     if chosen is None:
-        atomic.make_directory(directory)
+        try:
+            atomic.make_directory(directory)
+        except PermissionDeniedError as error:
+            raise PermissionDeniedError(error.message, hint=hint) from None
         moment = f"{report.started_at:%Y%m%dT%H%M%SZ}"
         path = directory / f"{report.purpose}-{moment}-{secrets.token_hex(2)}.json"
     else:
         with translate_os_errors(chosen):
             path = resolve_given_path(chosen, follow_last=False)
     if not os.access(path.parent, os.W_OK):
-        raise PermissionDeniedError(
-            f"report: {path.parent} not writable",
-            hint="sagewai-ops export-to-postgres --report FILE",
-        )
+        raise PermissionDeniedError(f"report: {path.parent} not writable", hint=hint)
     return path
 
 

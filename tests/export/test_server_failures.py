@@ -43,6 +43,7 @@ from sagewai_ops.export import load, target_session
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.pipeline import comparer, sender, worker
 from sagewai_ops.export.workdir import export_directory
+from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
@@ -542,6 +543,23 @@ def test_a_report_that_cannot_be_written_is_refused_at_the_start(
     with pytest.raises(PermissionDeniedError, match="not writable"):
         exported(home, postgres, database, report=tmp_path / "no" / "such" / "folder" / "r.json")
 
+    assert counts_of(postgres, database) == {}
+
+
+def test_next_to_a_home_on_a_read_only_root_a_report_needs_a_path(
+    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container, where only the home itself is a volume."""
+    database = at_head(postgres)
+
+    def refuse(path: Path, *_options: object) -> None:
+        raise PermissionDeniedError(f"{path}: read-only file system", hint="ls -ld")
+
+    monkeypatch.setattr(atomic, "make_directory", refuse)
+    with pytest.raises(PermissionDeniedError, match="read-only") as caught:
+        exported(home, postgres, database)
+
+    assert "--report FILE" in caught.value.next_step
     assert counts_of(postgres, database) == {}
 
 
