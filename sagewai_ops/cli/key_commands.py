@@ -6,7 +6,6 @@ could read the memory of a program with these rights, and has none of root's acc
 """
 
 import os
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +74,8 @@ def join_command(words: list[Any]) -> str:
     """
     if not words or not all(isinstance(word, str) for word in words):
         raise ValueError("not a list of words")
+    import shlex
+
     return shlex.join(words)
 
 

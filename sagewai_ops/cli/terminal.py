@@ -6,7 +6,6 @@ untrusted: control characters and invalid bytes are escaped.
 
 import contextlib
 import io
-import json
 import os
 import sys
 import threading
@@ -145,6 +144,8 @@ class Terminal:
 
     def document(self, value: object) -> None:
         """Write one JSON object to stdout."""
+        import json
+
         print(json.dumps(value, ensure_ascii=True, default=str), file=self._out)
 
     def flush(self) -> None:

@@ -14,18 +14,20 @@ import contextlib
 import errno
 import json
 import os
-import socket
 import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.free_space import nearest_existing
 from sagewai_ops.fs.given_files import resolve_given_path, route_given_files
 from sagewai_ops.records import dataclass
+
+if TYPE_CHECKING:
+    import socket
 
 _LENGTH = struct.Struct(">I")
 _FINISHED = "finished"
@@ -95,7 +97,7 @@ def has_roots_path(path: Path) -> bool:
     )
 
 
-def connect(connection: socket.socket, grant: Grant) -> Callable[[Any], None]:
+def connect(connection: "socket.socket", grant: Grant) -> Callable[[Any], None]:
     """Send what is granted to the process at the other end, which runs `serve`, from here on.
 
     Returns:
@@ -116,7 +118,7 @@ def connect(connection: socket.socket, grant: Grant) -> Callable[[Any], None]:
 class _Client:
     """The child's end of the socket."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: "socket.socket") -> None:
         self._connection = connection
         self._lock = threading.Lock()
 
@@ -140,7 +142,7 @@ class _Client:
         return answer.get("value")
 
 
-def serve(connection: socket.socket, grant: Grant) -> Any:
+def serve(connection: "socket.socket", grant: Grant) -> Any:
     """Serve the child until it has finished or ended; return its result, or None."""
     with contextlib.suppress(ConnectionError):
         while True:
@@ -191,22 +193,26 @@ def _encode(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _send(connection: socket.socket, message: Any, descriptor: int | None = None) -> None:
+def _send(connection: "socket.socket", message: Any, descriptor: int | None = None) -> None:
     content = json.dumps(message).encode()
     length = _LENGTH.pack(len(content))
     if descriptor is None:
         connection.sendall(length + content)
     else:
+        import socket
+
         socket.send_fds(connection, [length], [descriptor])
         connection.sendall(content)
 
 
-def _receive(connection: socket.socket) -> tuple[Any, int | None]:
+def _receive(connection: "socket.socket") -> tuple[Any, int | None]:
     """Receive a message and the descriptor that accompanies it.
 
     Raises:
         ConnectionError: The other process has ended.
     """
+    import socket
+
     length, descriptors, _flags, _address = socket.recv_fds(connection, _LENGTH.size, 1)
     length += b"".join(_read(connection, _LENGTH.size - len(length)))
     content = b"".join(_read(connection, _LENGTH.unpack(length)[0]))
@@ -215,7 +221,7 @@ def _receive(connection: socket.socket) -> tuple[Any, int | None]:
     return json.loads(content), next(iter(descriptors), None)
 
 
-def _read(connection: socket.socket, count: int) -> Iterator[bytes]:
+def _read(connection: "socket.socket", count: int) -> Iterator[bytes]:
     while count:
         piece = connection.recv(min(count, 1 << 20))
         if not piece:

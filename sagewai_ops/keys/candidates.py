@@ -10,8 +10,6 @@ decryption, because one home can contain values of several keys.
 import base64
 import binascii
 import contextlib
-import hashlib
-import hmac
 import importlib
 import importlib.util
 import os
@@ -218,6 +216,9 @@ def fingerprint(key: bytes) -> str:
     Args:
         key: The 44 characters of the file.
     """
+    import hashlib  # loads OpenSSL
+    import hmac
+
     digest = hmac.new(key, _FINGERPRINT_MESSAGE, hashlib.sha256).hexdigest()
     return digest[:_FINGERPRINT_DIGITS]
 

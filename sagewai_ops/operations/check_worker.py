@@ -181,6 +181,7 @@ def main() -> None:
                 _send(_MEMORY)
             except OpsError as error:
                 _send(_ERROR, type(error).__name__, error.message, error.hint)
+    os._exit(0)  # nothing is left to close, which would take 20 ms
 
 
 def _find_damage(path: Path) -> None:

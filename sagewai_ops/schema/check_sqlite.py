@@ -25,7 +25,12 @@ from sagewai_ops.database.sqlite.integrity import (
     open_for_check,
 )
 from sagewai_ops.database.sqlite.moment import open_moment
-from sagewai_ops.database.sqlite.read_transaction import WAIT_SECONDS, needs_other_program
+from sagewai_ops.database.sqlite.read_transaction import (
+    WAIT_SECONDS,
+    ReadTransaction,
+    needs_other_program,
+    quoted,
+)
 from sagewai_ops.database.sqlite.schema_objects import find_unexpected
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
@@ -48,6 +53,8 @@ ValueCheck: TypeAlias = Callable[
 
 _THREADS = 2  # SQLite runs without Python's lock; more connections need more memory
 _WORKER_ROWS = 1000  # of a table that the worker checks: it has an answer after 0.2 ms
+_SAMPLE = 8  # rows
+_COLUMN_BYTES = 150  # of text that take as long as a value does
 _VERSION_TABLE = "alembic_version"
 
 
@@ -133,7 +140,7 @@ def check_database(
     started = time.perf_counter()
     with open_moment(path, wait_seconds=wait_seconds) as pin:
         connection = pin.connection
-        with _Threads(pin.path, check_values, worker, progress) as threads:
+        with _Threads(pin, check_values, worker, progress) as threads:
             level = read_level(connection)
             rows = count_rows(connection)
             (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -180,19 +187,20 @@ class _Threads:
     SQLite's own check begins at once.
 
     Args:
-        path: The main file, symlinks resolved; pinned while this lives.
+        pin: A read transaction that lasts as long as this.
         check_values, worker: As of `check_database`.
         progress: Called with `values`, in rows.
     """
 
     def __init__(
         self,
-        path: Path,
+        pin: ReadTransaction,
         check_values: ValueCheck | None,
         worker: Worker | None,
         progress: Progress | None,
     ) -> None:
-        self._path = path
+        self._path = pin.path
+        self._connection = pin.connection
         self._check_values = check_values
         self._worker = worker
         self._can_share = False
@@ -236,7 +244,8 @@ class _Threads:
         self._rows = rows
         self._total = sum(rows.get(table, 0) for table in present)
         # The largest first, so that the threads end together.
-        waiting = deque(sorted(present, key=lambda table: (-rows.get(table, 0), table)))
+        sizes = {table: self._estimate_size(table, present) for table in present}
+        waiting = deque(sorted(present, key=lambda table: (-sizes[table], table)))
         found: dict[str, list[Finding]] = {}
         # The second begins after SQLite's own check, which the worker runs too.
         futures = [
@@ -246,6 +255,18 @@ class _Threads:
         for future in futures:
             future.result()
         return [finding for table in sorted(present) for finding in found[table]]
+
+    def _estimate_size(self, table: str, present: Mapping[str, sqlite_catalog.Table]) -> float:
+        """Estimate the time that a table takes, in bytes, by its first rows."""
+        rows, columns = self._rows.get(table, 0), present[table].columns
+        if rows < _WORKER_ROWS:
+            return rows
+        lengths = "+".join(f"ifnull(length(CAST({quoted(name)} AS BLOB)),0)" for name in columns)
+        statement = f"SELECT avg({lengths}) FROM (SELECT * FROM {quoted(table)} LIMIT {_SAMPLE})"  # noqa: S608
+        with suppress(sqlite3.DatabaseError):
+            (mean,) = self._connection.execute(statement).fetchone()
+            return float(rows * (mean + _COLUMN_BYTES * len(columns)))
+        return rows
 
     def _check_waiting(
         self,
