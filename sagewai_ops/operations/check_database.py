@@ -28,8 +28,10 @@ def check_database(
     with start_worker() if stored_bytes(path) >= _WORKER_BYTES else nullcontext() as worker:
         # The worker starts in the time that these take.
         from sagewai_ops.export.validate.home_values import check_values
+        from sagewai_ops.process.malloc import keep_large_blocks
         from sagewai_ops.schema import check_sqlite
 
+        keep_large_blocks()  # for the joined texts
         return check_sqlite.check_database(
             path,
             wait_seconds=wait_seconds,

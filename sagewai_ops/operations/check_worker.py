@@ -155,11 +155,13 @@ def start_worker() -> Iterator[CheckWorker]:
 def main() -> None:
     """Answer the requests that arrive on stdin: a path, null for SQLite's check, then tables."""
     from sagewai_ops.process import core_dumps
+    from sagewai_ops.process.malloc import keep_large_blocks
     from sagewai_ops.process.parent import parent_death_signal
 
     parent_death_signal(signal.SIGKILL)()
     core_dumps.forbid()
     gc.disable()  # rows and documents have no cycles
+    keep_large_blocks()  # for the joined texts
     path: Path | None = None
     with suppress(BrokenPipeError), ExitStack() as stack:
         for line in sys.stdin.buffer:

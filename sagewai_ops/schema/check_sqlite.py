@@ -262,7 +262,9 @@ class _Threads:
         if rows < _WORKER_ROWS:
             return rows
         lengths = "+".join(f"ifnull(length(CAST({quoted(name)} AS BLOB)),0)" for name in columns)
-        statement = f"SELECT avg({lengths}) FROM (SELECT * FROM {quoted(table)} LIMIT {_SAMPLE})"  # noqa: S608
+        statement = (
+            f"SELECT ifnull(avg({lengths}), 0) FROM (SELECT * FROM {quoted(table)} LIMIT {_SAMPLE})"  # noqa: S608
+        )
         with suppress(sqlite3.DatabaseError):
             (mean,) = self._connection.execute(statement).fetchone()
             return float(rows * (mean + _COLUMN_BYTES * len(columns)))

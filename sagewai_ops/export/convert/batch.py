@@ -15,7 +15,7 @@ Source: PostgreSQL's manual, COPY, Binary Format.
 
 import functools
 import json
-import secrets
+import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
@@ -62,7 +62,7 @@ _NARROW = Context(
     traps=[Inexact, Rounded, Overflow, Subnormal, InvalidOperation],
 )
 # Separates the documents of a batch; random, so that no document can contain it.
-_GLUE = secrets.token_hex(8)
+_GLUE = os.urandom(8).hex()
 _IRREGULAR = (ArithmeticError, KeyError, RecursionError, TypeError, ValueError, struct.error)
 
 

@@ -78,13 +78,19 @@ class _Scan:
     Attributes:
         columns: Those that exist on both sides.
         entries: The texts and lists in each index of PostgreSQL.
-        condition: The SQL that accepts all entries of a row; empty without any.
+        condition: The SQL that accepts all entries of a row, and so limits the bytes of each
+            column in an index; empty without any.
     """
 
     table: str
     columns: tuple[_Column, ...]
     entries: tuple[tuple[str, ...], ...]
     condition: str
+
+    @property
+    def indexed(self) -> set[str]:
+        """The columns in an index."""
+        return {name for entry in self.entries for name in entry}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +222,7 @@ def _filter_query(scan: _Scan, unfiltered: frozenset[str]) -> tuple[str, tuple[_
     lengths = [
         f"ifnull(length(CAST({quoted(column.name)} AS BLOB)), 0)"
         for column in joined
-        if column.is_unlimited
+        if column.is_unlimited and column.name not in scan.indexed
     ]
     if lengths:
         conditions += f" AND {' + '.join(lengths)} <= {_LONG_BYTES}"
@@ -276,20 +282,24 @@ def _check_column(
     """Convert every value of a column in these rows, and report what is refused or changed."""
     statement = f"SELECT _rowid_, {quoted(column.name)} {_from(scan.table)}"
     cache: dict[bytes, Result | None] = {}
-    found: dict[tuple[str, bool], list[int]] = {}
+    by_result: dict[Result, list[int]] = {}
     for number, value in connection.execute(statement, (rows.first, rows.last)):
-        if type(value) is _Text:  # numbers of two types are equal, and differ here
-            if value not in cache and len(cache) < _CACHED:
-                cache[value] = _check_value(column, value)
-            result = cache[value] if value in cache else _check_value(column, value)
+        if type(value) is not _Text:  # numbers of two types are equal, and differ here
+            result = _check_value(column, value)
+        elif value in cache:
+            result = cache[value]
         else:
             result = _check_value(column, value)
+            if len(cache) < _CACHED:
+                cache[value] = result
         if result is not None:
-            kind, reason, is_note = result
-            reasons.setdefault((column.name, kind), reason)
-            found.setdefault((kind, is_note), []).append(number)
+            by_result.setdefault(result, []).append(number)
+    found: dict[tuple[str, bool], list[int]] = {}
+    for (kind, reason, is_note), numbers in by_result.items():
+        reasons.setdefault((column.name, kind), reason)
+        found.setdefault((kind, is_note), []).extend(numbers)
     for (kind, is_note), numbers in found.items():
-        report(kind, column.name, reasons[column.name, kind], numbers, is_note=is_note)
+        report(kind, column.name, reasons[column.name, kind], sorted(numbers), is_note=is_note)
 
 
 def _check_value(column: _Column, value: _Text | bytes | float | None) -> Result | None:
