@@ -20,7 +20,7 @@ class ThreadedDigest:
         self._digest = hashlib.sha256()
         self._hashing: Future[None] | None = None
 
-    def update(self, piece: memoryview) -> None:
+    def update(self, piece: bytes | memoryview) -> None:
         """Add a piece, which must not change until the next call."""
         self._wait()
         if len(piece) < _LARGE_BYTES:

@@ -108,16 +108,15 @@ class ArchiveReader:
             DamagedError: A member differs from the manifest.
         """
         starts = self._find_starts(wanted)  # once more for the frames: a list may be long
-        digest = hashlib.sha256() if wanted is None else None
         frames: Sequence[Frame] = self._table.frames
-        if digest is None:
+        if wanted is not None:
             frames = self._find_frames(self._find_starts(wanted))
-        compressed = self._source.read_spans(_spans(frames), digest)
-        stream = _TarStream(frames, compressed, on_bytes or (lambda _count: None))
-        with (
-            contextlib.closing(stream),
-            ThreadPool(1, thread_name_prefix="hash") as hasher,
-        ):
+        # One for the archive, one for the members.
+        with ThreadPool(2, thread_name_prefix="hash") as hasher, contextlib.ExitStack() as stack:
+            digest = ThreadedDigest(hasher) if wanted is None else None
+            compressed = self._source.read_spans(_spans(frames), digest)
+            stream = _TarStream(frames, compressed, on_bytes or (lambda _count: None))
+            stack.callback(stream.close)
             for entry, start in starts:
                 stream.skip_to(start)
                 _expect(stream, member_header(entry), entry.path)

@@ -27,6 +27,8 @@ def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -
         ignored: Begins the names directly in the directory that do not count.
     """
     known = dict(_identities(files))
+    if not known and _is_missing(root):
+        return set()  # no process is asked: that takes as long as 20 MB of a restore
     prefix = os.fsencode(root) + b"/"
     names = {os.fsencode(path.name) for path in known.values()}
     users = {*_lockers(known)}
@@ -59,6 +61,16 @@ def _open_path(
     except OSError:
         return None
     return found
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _identities(files: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:

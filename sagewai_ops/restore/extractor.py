@@ -17,7 +17,7 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.database.sqlite.connect import SIDECARS, super_journal
 from sagewai_ops.database.sqlite.read_transaction import MAGIC
 from sagewai_ops.errors import DamagedError, UsageError
-from sagewai_ops.fs import beneath, volumes
+from sagewai_ops.fs import atomic, beneath, volumes
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.home.paths import OWN_PREFIX
@@ -28,6 +28,7 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
 _ZEROS = bytes(_HOLE_BYTES)
+_WRITEBACK_BYTES = 512 * 1024  # of a file, after which the disk is told to write them
 _BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 _ELSEWHERE = "restore to another file system: --to DIR"
 
@@ -186,9 +187,14 @@ class _MemberWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
         try:
+            written = begun = 0
             for piece in content:
                 _write_all(descriptor, piece, sparse=entry.is_sparse)
-                self.extraction.size_bytes += len(piece)
+                written += len(piece)
+                if written - begun >= _WRITEBACK_BYTES:  # the disk writes while the rest is read
+                    atomic.begin_writeback(descriptor, begun)
+                    begun = written
+            self.extraction.size_bytes += written
             if entry.is_sparse:
                 os.ftruncate(descriptor, entry.size_bytes)
             if self._same_owner:
@@ -307,7 +313,7 @@ def _write_all(descriptor: int, piece: memoryview, *, sparse: bool) -> None:
         return
     while piece:
         part, piece = piece[:_HOLE_BYTES], piece[_HOLE_BYTES:]
-        if part == _ZEROS[: len(part)]:
+        if _ZEROS.startswith(part):  # unlike ==, which compares a memoryview byte by byte
             os.lseek(descriptor, len(part), os.SEEK_CUR)
         else:
             _write_all(descriptor, part, sparse=False)

@@ -233,6 +233,24 @@ def test_a_whole_tree_is_made_durable(tmp_path: Path) -> None:
         atomic.sync_tree(tmp_path / "missing")
 
 
+def test_writeback_changes_no_file_and_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the system refuses it, as for a pipe, or has no such call."""
+    path = tmp_path / "file"
+    reader, writer = os.pipe()
+    with open(path, "wb", 0) as stream:
+        stream.write(b"content")
+        atomic.begin_writeback(stream.fileno(), 3)
+        atomic.begin_writeback(writer, 0)
+        monkeypatch.setattr(atomic, "_sync_file_range", lambda: None)
+        atomic.begin_writeback(stream.fileno(), 3)
+    os.close(reader)
+    os.close(writer)
+
+    assert path.read_bytes() == b"content"
+
+
 def test_a_tree_deeper_than_calls_is_removed(tmp_path: Path) -> None:
     """1500 levels, with files in some and a link at the bottom that is not followed."""
     keep = tmp_path / "keep"

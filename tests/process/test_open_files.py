@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from other_process import running
+from sagewai_ops.process import open_files
 from sagewai_ops.process.open_files import find_openers
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
@@ -57,6 +58,21 @@ def test_lock_is_found_where_the_file_is_known(tmp_path: Path) -> None:
 
     with running(LOCKS, str(file)) as other:
         assert find_openers(tmp_path / "other", [file]) == {other.pid}
+
+
+def test_processes_are_not_asked_about_a_missing_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore to a new path; one that cannot be looked at is not missing."""
+    asked: list[str] = []
+    monkeypatch.setattr(open_files, "open_descriptors", lambda: asked.append("all") or [])
+
+    assert find_openers(tmp_path / "new", [tmp_path / "new/file"]) == set()
+    assert asked == []
+
+    (tmp_path / "loop").symlink_to("loop")
+    assert find_openers(tmp_path / "loop/home") == set()
+    assert asked == ["all"]
 
 
 def test_own_files_are_no_use(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from archives import DIRECTORY, LINK, MOMENT_NS, STATE, forge, write
 from sagewai_ops.archive.manifest import Entry, EntryType
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.errors import DamagedError, UsageError
+from sagewai_ops.fs import atomic
 from sagewai_ops.restore.extractor import Extraction, extract_members
 
 MEMBERS = [(DIRECTORY, b""), (STATE, b"{}"), (LINK, b"")]
@@ -90,6 +91,21 @@ def test_sparse_file_is_whole_whatever_its_size(tmp_path: Path, size_bytes: int)
     _extract(archive, tmp_path / "out")
 
     assert (tmp_path / "out/note").read_bytes() == content
+
+
+def test_the_disk_gets_large_files_while_the_rest_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From where it was told to write before, so that the sync at the end waits less."""
+    told: list[int] = []
+    monkeypatch.setattr(atomic, "begin_writeback", lambda _file, offset: told.append(offset))
+    members = [(_entry("large"), bytes(9_000_000)), (_entry("note"), b"x")]
+
+    _extract(write(tmp_path / "a.tar.zst", members), tmp_path / "out")
+
+    assert len(told) == 3
+    assert told == sorted(set(told))
+    assert told[0] == 0
 
 
 def test_nothing_is_read_that_is_not_wanted(tmp_path: Path) -> None:
