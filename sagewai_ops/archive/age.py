@@ -4,6 +4,7 @@
 mode keeps the whole message in memory, so `age_passphrase` implements that.
 """
 
+import contextlib
 import queue
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import field
@@ -15,6 +16,7 @@ from sagewai_ops.archive.zstd_frames import Sink
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs.given_files import decode_given, read_given_file
 from sagewai_ops.fs.os_errors import from_os_error
+from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.process.threads import Thread
 from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word
@@ -147,6 +149,25 @@ def open_encrypted_sink(sink: Sink, encryption: Encryption) -> EncryptedSink:
     if encryption.passphrase:
         return age_passphrase.PassphraseSink(sink, encryption.passphrase)
     return _RecipientsSink(sink, encryption.recipients)
+
+
+@contextlib.contextmanager
+def encrypting(sink: Sink, encryption: Encryption | None) -> Iterator[Sink]:
+    """Open a sink that encrypts into `sink`, or that one without encryption.
+
+    It is complete after the block, and abandoned if that fails.
+    """
+    if encryption is None:
+        yield sink
+        return
+    with uninterrupted():  # a signal must not lose its thread
+        encrypted = open_encrypted_sink(sink, encryption)
+    try:
+        yield encrypted
+        encrypted.close()
+    except BaseException:
+        encrypted.abandon()
+        raise
 
 
 def decrypt_stream(

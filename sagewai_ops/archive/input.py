@@ -20,7 +20,7 @@ from sagewai_ops.errors import DamagedError
 
 # Kept of the end while an encrypted archive is measured: the seek table of 4 TiB of content.
 _TAIL_BYTES = 8 * 1024 * 1024 + 4096
-_PIECE_BYTES = 64 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 class ArchiveInput(Protocol):

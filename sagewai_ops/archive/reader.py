@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
-from sagewai_ops.archive.digest import ThreadedDigest
+from sagewai_ops.archive.digest import MemberDigest, ThreadedDigest, Written
 from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
@@ -86,6 +86,11 @@ class ArchiveReader:
         return hmac.compare_digest(self.mac, expected)
 
     @property
+    def archive_bytes(self) -> int:
+        """Number of bytes of the archive before encryption, for progress."""
+        return self._table.archive_bytes
+
+    @property
     def _manifest_start(self) -> int:
         return self._table.manifest_start
 
@@ -138,6 +143,35 @@ class ArchiveReader:
         """
         for _entry, _content in self.members(on_bytes=on_bytes):
             pass
+
+    def verify_written(
+        self, written: Written, *, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
+        """Read the whole archive and compare it with what its writer wrote.
+
+        The writer has decompressed each frame and compared it with its content, so archives with
+        the same bytes and the same list have the same members: these are not hashed again.
+
+        Args:
+            on_bytes: Called with the number of bytes of the archive read since the last call.
+
+        Raises:
+            DamagedError: It differs.
+        """
+        members = MemberDigest()
+        for entry in self.manifest.entries:
+            members.add_header(entry)
+            members.add_content(entry)
+        if members.digest() != written.members:
+            raise DamagedError(f"archive: {MANIFEST_NAME} differs from the members written")
+        with ThreadPool(1, thread_name_prefix="hash") as hasher:
+            digest = ThreadedDigest(hasher)
+            for piece in self._source.read_from_start():
+                digest.update(piece)
+                if on_bytes:
+                    on_bytes(len(piece))
+            if digest.digest() != written.archive:
+                raise DamagedError("archive: differs from what was written")
 
     def _read_manifest(self) -> Manifest:
         last = [frame for frame in self._table.frames if frame.start >= self._table.manifest_start]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
-from sagewai_ops.archive.digest import ThreadedDigest
+from sagewai_ops.archive.digest import MemberDigest, ThreadedDigest, Written
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -81,14 +81,16 @@ class ArchiveWriter:
         mtime_ns: Of `snapshot.json` and `manifest.json`.
         level: Of zstd.
         on_bytes: Called with the number of bytes of content added since the last call.
-        check: As for `FrameWriter`.
         key: Authenticates the archive; None without one.
 
     Attributes:
         files: Number of files added, with `snapshot.json`.
         content_bytes: Of these.
         mac: The HMAC of the archive once it is finished; empty without a key.
+        written: What its read-back is compared with, once it is finished.
     """
+
+    written: Written
 
     def __init__(
         self,
@@ -98,10 +100,10 @@ class ArchiveWriter:
         mtime_ns: int,
         level: int = DEFAULT_LEVEL,
         on_bytes: Callable[[int], None] | None = None,
-        check: bool = False,
         key: AuthenticationKey | None = None,
     ) -> None:
-        self._frames = FrameWriter(sink, level=level, check=check)
+        self._frames = FrameWriter(sink, level=level)
+        self._members = MemberDigest()
         self._hasher = ThreadPool(1, thread_name_prefix="hash")
         self._header = header
         self._key = key
@@ -117,13 +119,14 @@ class ArchiveWriter:
 
     def add_directory_or_link(self, entry: Entry) -> None:
         """Add a member without content."""
-        self._frames.write(member_header(entry))
+        self._frames.write(self._members.add_header(entry))
         self._manifest.add(entry)
 
     def add_bytes(self, entry: Entry, content: bytes) -> Entry:
         """Add a file with this content, and return its entry with size and hash."""
         complete = with_content(entry, len(content), hashlib.sha256(content).digest())
-        self._frames.write(member_header(complete))
+        self._frames.write(self._members.add_header(complete))
+        self._members.add_content(complete)
         self._frames.write(content)
         self._frames.write(bytes(padding_bytes(len(content))))
         self._count(complete)
@@ -194,6 +197,7 @@ class ArchiveWriter:
 
         is_first = self._header.format_version == PLAIN_FORMAT_VERSION
         self._frames.finish(manifest_start, None if is_first else authenticate)
+        self.written = Written(self._frames.digest(), self._members.digest())
         self.close()
 
     def close(self) -> None:
@@ -208,7 +212,7 @@ class ArchiveWriter:
 
     def _stream(self, entry: Entry, stream: BinaryIO) -> tuple[Entry, bool]:
         """Write header and content; a file that became shorter is padded with zeros."""
-        self._frames.write(member_header(entry))
+        self._frames.write(self._members.add_header(entry))
         digest = ThreadedDigest(self._hasher)
         left = entry.size_bytes
         is_whole = True
@@ -225,7 +229,9 @@ class ArchiveWriter:
             self._on_bytes(count)
             left -= count
         self._frames.write(bytes(padding_bytes(entry.size_bytes)))
-        return replace(entry, sha256=digest.digest()), is_whole
+        complete = replace(entry, sha256=digest.digest())
+        self._members.add_content(complete)
+        return complete, is_whole
 
 
 def _document(name: str, mtime_ns: int) -> Entry:

@@ -21,7 +21,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from sagewai_ops.archive.digest import ThreadedDigest
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.fs.atomic import begin_writeback
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.malloc import keep_large_blocks
 from sagewai_ops.process.threads import ThreadPool
@@ -48,7 +50,7 @@ _CHECK_BYTES = 8
 _DENSE_SHARE = 0.9
 _SAMPLES, _SAMPLE_BYTES = 16, 4096  # at equal distances
 _DENSE_LEVEL, _DENSE_WINDOW_LOG = 1, 22  # 2 to the power of 22 is FRAME_BYTES
-_COMPARED_BYTES = 512 * 1024  # of a frame's content at once
+_WRITEBACK_BYTES = 4 * 1024 * 1024  # of an archive, which the disk then begins to write
 _ALTERED = "archive: frame differs from its content after decompression"
 _FRAME_HEAD = struct.Struct("<II")  # a skippable frame's magic and length
 _TABLE_ENTRY = struct.Struct("<II")  # compressed and decompressed bytes
@@ -91,6 +93,7 @@ class FrameTable:
         manifest_start: Offset of the manifest's tar header in the tar stream; a frame starts there.
         sha256: Of the archive's bytes before the trailer.
         mac: The HMAC in the trailer, zeros if the writer had no key; empty in version 1.
+        archive_bytes: Length of the archive.
     """
 
     frames: tuple[Frame, ...]
@@ -98,6 +101,7 @@ class FrameTable:
     manifest_start: int
     sha256: bytes
     mac: bytes = b""
+    archive_bytes: int = 0
 
     @property
     def content_bytes(self) -> int:
@@ -107,7 +111,7 @@ class FrameTable:
 
 
 class HashingSink:
-    """Write to a file, and count and hash the bytes.
+    """Write to a file, and count and hash the bytes; to be closed.
 
     Args:
         path: Named in errors; None for a pipe.
@@ -116,17 +120,27 @@ class HashingSink:
     def __init__(self, stream: BinaryIO, path: Path | None = None) -> None:
         self._stream = stream
         self._path = path
-        self.digest = hashlib.sha256()
+        self._hasher = ThreadPool(1, thread_name_prefix="hash")
+        self._unsynced_bytes = 0
+        self.digest = ThreadedDigest(self._hasher)
         self.size_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Write all of `data`."""
+        self.digest.update(data)  # while it is written
         view = memoryview(data)
         with translate_os_errors(self._path) if self._path else contextlib.nullcontext():
             while view:  # an unbuffered file may write fewer bytes
                 view = view[self._stream.write(view) or 0 :]
-        self.digest.update(data)
         self.size_bytes += len(data)
+        self._unsynced_bytes += len(data)
+        if self._path and self._unsynced_bytes >= _WRITEBACK_BYTES:
+            begin_writeback(self._stream.fileno(), self.size_bytes - self._unsynced_bytes)
+            self._unsynced_bytes = 0
+
+    def close(self) -> None:
+        """Stop the thread; also after a failure."""
+        self._hasher.shutdown(wait=True, cancel_futures=True)
 
     def hexdigest(self) -> str:
         """Return the SHA-256 of the bytes written."""
@@ -136,22 +150,23 @@ class HashingSink:
 class FrameWriter:
     """Split a byte stream into frames, compress them on all cores, write them in order.
 
+    Each frame is decompressed and compared with its content before it is written.
+
     Args:
         sink: Receives the archive.
         level: Of zstd, 1 to 19.
-        check: Decompress and compare every frame, for a sink that cannot be read back.
     """
 
-    def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL, check: bool = False) -> None:
+    def __init__(self, sink: Sink, *, level: int = DEFAULT_LEVEL) -> None:
         keep_large_blocks()
         self._sink = sink
         self._level = level
-        self._check = check
         # A hashing sink already computes this digest, unless encryption is in between.
         self._is_hashed = isinstance(sink, HashingSink)
-        self._digest = sink.digest if isinstance(sink, HashingSink) else hashlib.sha256()
+        self._digest: Any = sink.digest if isinstance(sink, HashingSink) else hashlib.sha256()
         self._table: list[tuple[int, int]] = []
         self._pool = ThreadPool(WORKERS, thread_name_prefix="compress")
+        self._comparison = _Comparison()
         self._local = threading.local()
         self._pending: deque[tuple[bytearray, int, Future[bytes]]] = deque()
         self._spare: list[bytearray] = []
@@ -187,7 +202,7 @@ class FrameWriter:
         future = self._pool.submit(self._compress, self._buffer, self._filled)
         self._pending.append((self._buffer, self._filled, future))
         self._filled = 0
-        while len(self._pending) > WORKERS + 1:
+        while len(self._pending) > WORKERS:
             self._write_oldest()
         self._buffer = self._spare.pop() if self._spare else bytearray(FRAME_BYTES)
 
@@ -205,13 +220,18 @@ class FrameWriter:
         digest = self._digest.digest()
         mac = authenticate(digest) if authenticate else b""
         trailer = _encode_trailer(manifest_start, digest, mac)
-        self._sink.write(trailer)
+        self._write(trailer)
         self._table.append((len(trailer), 0))
         entries = b"".join(_TABLE_ENTRY.pack(*entry) for entry in self._table)
         foot = _TABLE_FOOT.pack(len(self._table), 0, _SEEKABLE_MAGIC)
         head = _FRAME_HEAD.pack(_TABLE_MAGIC, len(entries) + len(foot))
-        self._sink.write(head + entries + foot)
+        self._write(head + entries + foot)
         self.close()
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of all that was written."""
+        digest: bytes = self._digest.digest()
+        return digest
 
     def close(self) -> None:
         """Stop the workers; also after a failure."""
@@ -221,8 +241,7 @@ class FrameWriter:
         content = memoryview(buffer)[:count]
         is_dense = _is_dense(content, self._compressor(is_dense=True))
         compressed: bytes = self._compressor(is_dense=is_dense).compress(content)
-        if self._check:
-            _compare(compressed, buffer, count)
+        self._comparison.check(compressed, buffer, count)
         return compressed
 
     def _compressor(self, *, is_dense: bool) -> Any:
@@ -249,10 +268,13 @@ class FrameWriter:
         buffer, count, future = self._pending.popleft()
         frame = future.result()
         self._spare.append(buffer)
-        if not self._is_hashed:
-            self._digest.update(frame)
-        self._sink.write(frame)
+        self._write(frame)
         self._table.append((len(frame), count))
+
+    def _write(self, data: bytes) -> None:
+        if not self._is_hashed:
+            self._digest.update(data)
+        self._sink.write(data)
 
 
 def _encode_trailer(manifest_start: int, digest: bytes, mac: bytes) -> bytes:
@@ -275,24 +297,33 @@ def _is_dense(content: memoryview, compressor: Any) -> bool:
     return len(compressor.compress(sample)) > _DENSE_SHARE * len(sample)
 
 
-def _compare(compressed: bytes, buffer: bytearray, count: int) -> None:
-    """Decompress a frame and compare it with its content, the first bytes of a buffer.
+class _Comparison:
+    """Compare frames with their content after decompression, one at a time, for the memory."""
 
-    In pieces, for the memory; and not as memoryviews, which Python compares element by element.
-    """
-    import zstandard
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._content = bytearray(FRAME_BYTES)
 
-    offset = 0
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
-            while piece := reader.read(_COMPARED_BYTES):
-                if not buffer.startswith(piece, offset, count):
-                    raise DamagedError(_ALTERED)
-                offset += len(piece)
-    except zstandard.ZstdError as error:
-        raise DamagedError(f"archive: frame cannot be decompressed: {error}") from error
-    if offset != count:
-        raise DamagedError(_ALTERED)
+    def check(self, compressed: bytes, buffer: bytearray, count: int) -> None:
+        """Compare a frame with its content, the first bytes of a buffer.
+
+        Raises:
+            DamagedError: It differs.
+        """
+        import zstandard
+
+        with self._lock:
+            try:
+                with zstandard.ZstdDecompressor().stream_reader(compressed) as reader:
+                    # One call for all: zstd then needs no memory of its own for the window.
+                    filled = reader.readinto(self._content)
+                    is_longer = bool(reader.read(1))
+            except zstandard.ZstdError as error:
+                raise DamagedError(f"archive: frame cannot be decompressed: {error}") from error
+            # Not ==, with which Python compares memoryviews element by element.
+            content = memoryview(self._content)[:filled]
+            if is_longer or filled != count or not buffer.startswith(content):
+                raise DamagedError(_ALTERED)
 
 
 def tail_bytes(foot: bytes, archive_bytes: int) -> int:
@@ -351,7 +382,7 @@ def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
         or not any(frame.start == manifest_start for frame in frames[1:])
     ):
         raise DamagedError("archive: seek table does not match the content")
-    return FrameTable(tuple(frames), offset, manifest_start, digest, mac)
+    return FrameTable(tuple(frames), offset, manifest_start, digest, mac, archive_bytes)
 
 
 def _decode_trailer(trailer: bytes) -> tuple[int, bytes, bytes]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from sagewai_ops.archive.age import Decryption, EncryptedSink, Encryption, open_encrypted_sink
+from sagewai_ops.archive.age import Decryption, Encryption, encrypting
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import HEADER_NAME, EntryType
 from sagewai_ops.archive.open import open_archive
@@ -24,7 +24,6 @@ from sagewai_ops.errors import KeyMissingError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors
-from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
 from sagewai_ops.remote.store import TREE
@@ -114,19 +113,19 @@ def convert_to_archive(
         with (
             translate_os_errors(path),
             open(beneath.create_file(path, atomic.PRIVATE_FILE), "wb", 0) as stream,
-        ):
-            sink = HashingSink(stream, path)
-            with _encrypted(sink, encryption) as encrypted:
-                writer = ArchiveWriter(
-                    encrypted or sink,
+            contextlib.closing(HashingSink(stream, path)) as sink,
+            encrypting(sink, encryption) as into,
+            contextlib.closing(
+                ArchiveWriter(
+                    into,
                     reader.header,
                     mtime_ns=reader.manifest.entries[0].mtime_ns,
                     on_bytes=byte_counter(progress, "convert", reader.content_bytes),
-                    check=True,
                     key=key,
                 )
-                with contextlib.closing(writer):
-                    _copy_members(reader, writer, scratch)
+            ) as writer,
+        ):
+            _copy_members(reader, writer, scratch)
         converted = _converted(
             item,
             path,
@@ -171,21 +170,6 @@ def _copy_members(reader: ArchiveReader, writer: MemberWriter, scratch: Path) ->
                     writer.add_copy(entry, stream, path)
                 beneath.unlink(path)
     writer.finish(reader.manifest.facts)
-
-
-@contextlib.contextmanager
-def _encrypted(sink: HashingSink, encryption: Encryption | None) -> Iterator[EncryptedSink | None]:
-    if encryption is None:
-        yield None
-        return
-    with uninterrupted():  # a signal must not lose its thread
-        encrypted = open_encrypted_sink(sink, encryption)
-    try:
-        yield encrypted
-        encrypted.close()
-    except BaseException:
-        encrypted.abandon()
-        raise
 
 
 def _key_of(reader: ArchiveReader, trust: Trust) -> AuthenticationKey | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sagewai_ops.archive.age import Decryption, Encryption, check_recipients, temporary_identity
+from sagewai_ops.archive.digest import Written
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup.recipients import with_encryption
 from sagewai_ops.backup.report import CUSTODIES, BackupOptions, BackupReport
@@ -87,9 +88,9 @@ def create_snapshot(
                 check_space(directory, work, run.scan)
                 with create_partial(partial) as stream:
                     encryption, decryption = _add_own_key(options.encryption)
-                    run.write(stream, partial, encryption, staging, progress)
+                    written = run.write(stream, partial, encryption, staging, progress)
                     with _sync_while(stream, partial, staging):
-                        _verify(partial, decryption, progress)
+                        _verify(partial, decryption, written, progress)
                     report = run.report(directory / name, swept)
                     last_steps.enter_context(_finish_despite_signals(directory / name, run.id))
                     with translate_os_errors(directory / name):
@@ -105,7 +106,7 @@ def stream_snapshot(
 ) -> BackupReport:
     """Write a snapshot into a pipe, without a metadata file.
 
-    Every frame is decompressed and compared before it is sent, since a pipe cannot be read back.
+    A pipe cannot be read back; but every frame is decompressed and compared before it is sent.
 
     Raises:
         As `create_snapshot`.
@@ -274,9 +275,12 @@ def _finish_despite_signals(path: Path, snapshot_id: str) -> Iterator[None]:
                 describe_interruption(f"snapshot {snapshot_id} is complete")
 
 
-def _verify(partial: Path, decryption: Decryption | None, progress: Progress | None) -> None:
+def _verify(
+    partial: Path, decryption: Decryption | None, written: Written, progress: Progress | None
+) -> None:
     with open_archive(partial, decryption) as reader:
-        reader.verify(on_bytes=byte_counter(progress, "verify", reader.content_bytes))
+        count = byte_counter(progress, "verify", reader.archive_bytes)
+        reader.verify_written(written, on_bytes=count)
 
 
 def work_directory(home: Home, directory: Path, options: BackupOptions) -> Path:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sagewai_ops import __version__
-from sagewai_ops.archive.age import EncryptedSink, Encryption, open_encrypted_sink
+from sagewai_ops.archive.age import Encryption, encrypting
 from sagewai_ops.archive.authentication import AuthenticationKey, derive_key
+from sagewai_ops.archive.digest import Written
 from sagewai_ops.archive.manifest import FORMAT_VERSION, Entry, EntryType, Header
 from sagewai_ops.archive.writer import ArchiveWriter, MemberWriter
 from sagewai_ops.archive.zstd_frames import HashingSink
@@ -66,7 +67,6 @@ from sagewai_ops.keys.candidates import (
 )
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
 from sagewai_ops.process.malloc import return_free_blocks
-from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots import catalog
@@ -246,42 +246,39 @@ class BackupRun:
         encryption: Encryption | None,
         staging: Path,
         progress: Progress | None,
-    ) -> None:
+    ) -> Written:
         """Copy the databases, read the state files, verify both, and write the archive.
 
         Args:
-            path: Of the stream; None for a pipe. Each frame of a pipe is decompressed and compared
-                before it is sent, since it cannot be read back.
+            path: Of the stream; None for a pipe.
+
+        Returns:
+            What the archive is compared with when it is read back.
         """
-        sink = HashingSink(stream, path)
+        writers: list[ArchiveWriter] = []
 
         def open_writer(header: Header, on_bytes: Callable[[int], None]) -> ArchiveWriter:
-            return ArchiveWriter(
-                encrypted or sink,
+            writer = ArchiveWriter(
+                into,
                 header,
                 mtime_ns=self.moment_ns,
                 level=self.options.level,
                 on_bytes=on_bytes,
-                check=path is None,
                 key=self.key,
             )
+            writers.append(writer)
+            return writer
 
-        with self._frozen(staging, progress) as frozen:
-            encrypted: EncryptedSink | None = None
-            try:
-                if encryption:
-                    with uninterrupted():  # a signal must not lose its thread
-                        encrypted = open_encrypted_sink(sink, encryption)
-                self._pack(frozen, open_writer, progress)
-                if encrypted:
-                    encrypted.close()
-            except BaseException:
-                if encrypted:
-                    encrypted.abandon()
-                raise
+        with (
+            contextlib.closing(HashingSink(stream, path)) as sink,
+            self._frozen(staging, progress) as frozen,
+            encrypting(sink, encryption) as into,
+        ):
+            self._pack(frozen, open_writer, progress)
         self.archive_bytes, self.archive_sha256 = sink.size_bytes, sink.hexdigest()
         self.scan.items.clear()  # verification loads the archive's own list; memory is for one
         return_free_blocks()
+        return writers[0].written
 
     def write_with(self, open_writer: OpenWriter, staging: Path, progress: Progress | None) -> None:
         """Do as `write`, with a writer of another kind."""

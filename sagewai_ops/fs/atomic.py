@@ -165,7 +165,7 @@ def sync_tree(path: Path) -> None:
 
 
 def begin_writeback(descriptor: int, offset: int) -> None:
-    """Tell the system to write a file to its disk from an offset on, so that a sync waits less.
+    """Begin to write a file to its disk from an offset on, so that a sync waits less.
 
     Does not wait, and nothing is lost where this is not possible: errors are those of the sync.
 

@@ -28,7 +28,7 @@ from sagewai_ops.snapshots.member_paths import EXTERNAL
 
 _HOLE_BYTES = 64 * 1024  # zeros of at least this length become a hole in a sparse file
 _ZEROS = bytes(_HOLE_BYTES)
-_WRITEBACK_BYTES = 512 * 1024  # of a file, after which the disk is told to write them
+_WRITEBACK_BYTES = 512 * 1024  # of a file, which the disk then begins to write
 _BAD_NAME = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 _ELSEWHERE = "restore to another file system: --to DIR"
 

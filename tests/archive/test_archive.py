@@ -1,8 +1,11 @@
 """The archive as a container: contents are read as written, and every change is refused."""
 
+import contextlib
+import dataclasses
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -20,7 +23,8 @@ from hypothesis import strategies as st
 
 import archives
 from sagewai_ops.archive import manifest as manifest_module
-from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
+from sagewai_ops.archive.age import Decryption, Encryption, encrypting, temporary_identity
+from sagewai_ops.archive.digest import MemberDigest
 from sagewai_ops.archive.manifest import (
     FORMAT_VERSION,
     Entry,
@@ -475,7 +479,7 @@ def test_shrinking_file_is_padded_and_read_again(tmp_path: Path) -> None:
 def test_frame_that_a_compressor_altered_is_not_sent(
     monkeypatch: pytest.MonkeyPatch, alter: Callable[[bytes], bytes]
 ) -> None:
-    """Where the archive cannot be decompressed again, each frame is, before it is sent."""
+    """Each frame is decompressed again and compared before it is written or sent."""
     real = zstandard.ZstdCompressor
 
     class Altering:
@@ -488,7 +492,7 @@ def test_frame_that_a_compressor_altered_is_not_sent(
     content = random.Random(1).randbytes(1 << 20)
     for count in (FRAME_BYTES, 700_000):
         sent = io.BytesIO()
-        writer = FrameWriter(sent, check=True)
+        writer = FrameWriter(sent)
         writer.write((content * 4)[:count])
         writer.finish(0)
         assert sent.getvalue()
@@ -496,12 +500,80 @@ def test_frame_that_a_compressor_altered_is_not_sent(
     monkeypatch.setattr(zstandard, "ZstdCompressor", Altering)
     for count in (FRAME_BYTES, 700_000):
         sent = io.BytesIO()
-        writer = FrameWriter(sent, check=True)
+        writer = FrameWriter(sent)
         writer.write((content * 4)[:count])
         with pytest.raises(DamagedError, match="differs from its content"):
             writer.finish(0)
         writer.close()
         assert not sent.getvalue()
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+def test_an_archive_is_compared_with_what_was_written(
+    tmp_path: Path, *, is_encrypted: bool
+) -> None:
+    """All of its bytes, and the list of its members with their hashes."""
+    recipient, identity = temporary_identity()
+    encryption = Encryption(recipients=(recipient,)) if is_encrypted else None
+    decryption = Decryption(identities=(identity,)) if is_encrypted else None
+    path = tmp_path / "a.tar.zst"
+    seen: list[int] = []
+    with open(path, "wb") as stream, encrypting(stream, encryption) as sink:
+        writer = ArchiveWriter(sink, Header("test"), mtime_ns=archives.MOMENT_NS)
+        with contextlib.closing(writer):
+            writer.add_bytes(file("small"), b"content")
+            with open(os.devnull, "rb", 0) as empty:
+                writer.add_copy(file("empty"), empty, path)
+            writer.finish({"id": "test"})
+
+    with open_archive(path, decryption) as reader:
+        reader.verify_written(writer.written, on_bytes=seen.append)
+        assert sum(seen) == reader.archive_bytes > 0
+        reader.verify()
+        for changed, match in (
+            (dataclasses.replace(writer.written, archive=bytes(32)), "differs from what was"),
+            (dataclasses.replace(writer.written, members=bytes(32)), "differs from the members"),
+        ):
+            with pytest.raises(DamagedError, match=match):
+                reader.verify_written(changed)
+
+
+def test_every_flipped_bit_differs_from_what_was_written(tmp_path: Path) -> None:
+    """In frames, trailer and seek table, of which each byte counts."""
+    path = tmp_path / "a.tar.zst"
+    with open(path, "wb") as stream:
+        writer = ArchiveWriter(stream, Header("test"), mtime_ns=archives.MOMENT_NS)
+        writer.add_bytes(file("name"), b"content" * 20)
+        writer.finish({"id": "test"})
+    whole = path.read_bytes()
+
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.raises((DamagedError, SchemaAheadError)), open_archive(path) as reader:
+            reader.verify_written(writer.written)
+
+
+def test_members_that_the_list_lacks_or_alters_are_noticed(tmp_path: Path) -> None:
+    """Header or hash: the digest of members depends on each of them and on their order."""
+    entries = [file("a"), dataclasses.replace(file("b"), sha256=bytes(32))]
+    variants = [
+        entries,
+        entries[::-1],
+        entries[:1],
+        [entries[0], dataclasses.replace(entries[1], sha256=bytes(31) + b"x")],
+        [entries[0], dataclasses.replace(entries[1], mode=0o640)],
+    ]
+    digests = set()
+    for variant in variants:
+        members = MemberDigest()
+        for entry in variant:
+            members.add_header(entry)
+            members.add_content(entry)
+        digests.add(members.digest())
+
+    assert len(digests) == len(variants)
 
 
 def test_zstd_and_tar_open_an_archive(tmp_path: Path) -> None:

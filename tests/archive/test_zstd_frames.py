@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 def frames_of(content: bytes, level: int = 3) -> list[bytes]:
     """Write a stream and return its frames."""
     stream = io.BytesIO()
-    writer = FrameWriter(stream, level=level, check=True)
+    writer = FrameWriter(stream, level=level)
     writer.write(b"header")
     writer.cut()
     writer.write(content)

@@ -65,7 +65,12 @@ def test_processes_are_not_asked_about_a_missing_directory(
 ) -> None:
     """A restore to a new path; one that cannot be looked at is not missing."""
     asked: list[str] = []
-    monkeypatch.setattr(open_files, "open_descriptors", lambda: asked.append("all") or [])
+
+    def descriptors() -> list[object]:
+        asked.append("all")
+        return []
+
+    monkeypatch.setattr(open_files, "open_descriptors", descriptors)
 
     assert find_openers(tmp_path / "new", [tmp_path / "new/file"]) == set()
     assert asked == []

@@ -96,16 +96,16 @@ def test_sparse_file_is_whole_whatever_its_size(tmp_path: Path, size_bytes: int)
 def test_the_disk_gets_large_files_while_the_rest_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From where it was told to write before, so that the sync at the end waits less."""
-    told: list[int] = []
-    monkeypatch.setattr(atomic, "begin_writeback", lambda _file, offset: told.append(offset))
+    """Each time from where it began before, so that the sync at the end waits less."""
+    begun: list[int] = []
+    monkeypatch.setattr(atomic, "begin_writeback", lambda _file, offset: begun.append(offset))
     members = [(_entry("large"), bytes(9_000_000)), (_entry("note"), b"x")]
 
     _extract(write(tmp_path / "a.tar.zst", members), tmp_path / "out")
 
-    assert len(told) == 3
-    assert told == sorted(set(told))
-    assert told[0] == 0
+    assert len(begun) == 3
+    assert begun == sorted(set(begun))
+    assert begun[0] == 0
 
 
 def test_nothing_is_read_that_is_not_wanted(tmp_path: Path) -> None:
