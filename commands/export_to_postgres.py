@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, YesOption, option
+from sagewai_ops.cli.options import DATABASE, RUN, YesOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import size
@@ -15,8 +15,11 @@ from sagewai_ops.text import size
 from .shared_options import (  # noqa: TID251 - a neighbour
     CopyDirOption,
     KeepWorkDirOption,
+    ReportOption,
+    UrlFileOption,
     command_words,
     keeper,
+    server_argument,
 )
 
 if TYPE_CHECKING:
@@ -91,10 +94,7 @@ def register(app: typer.Typer) -> None:
 def export_to_postgres(
     run: Run,
     *,
-    url: Annotated[
-        str | None,
-        typer.Argument(metavar="[URL]", help="Target database (default: SAGEWAI_DATABASE_URL)."),
-    ] = None,
+    url: Annotated[str | None, server_argument("Target")] = None,
     plan: Annotated[
         bool,
         option(RUN, "--plan --dry-run", "Check every value, print the findings, change nothing."),
@@ -156,12 +156,8 @@ def export_to_postgres(
             hidden=True,
         ),
     ] = None,
-    url_file: Annotated[
-        Path | None, option(DATABASE, "--url-file", "Read the URL from this file.", "FILE")
-    ] = None,
-    report: Annotated[
-        Path | None, option(REPORTING, "--report", "Report (default: next to the home).", "FILE")
-    ] = None,
+    url_file: UrlFileOption = None,
+    report: ReportOption = None,
     work_dir: CopyDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
 ) -> Outcome:

@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import DATABASE, REPORTING, RUN, TARGET, option
+from sagewai_ops.cli.options import DATABASE, RUN, TARGET, option
 from sagewai_ops.cli.terminal import Terminal
 
-from .shared_options import HomeWaitOption, UrlFileOption  # noqa: TID251 - a neighbour
+from .shared_options import (  # noqa: TID251 - a neighbour
+    HomeWaitOption,
+    ReportOption,
+    UrlFileOption,
+    server_argument,
+)
 
 if TYPE_CHECKING:
     from sagewai_ops.operations.import_results import ImportResult
@@ -61,10 +66,7 @@ def register(app: typer.Typer) -> None:
 def import_from_postgres(
     run: Run,
     *,
-    url: Annotated[
-        str | None,
-        typer.Argument(metavar="[URL]", help="Source database (default: SAGEWAI_DATABASE_URL)."),
-    ] = None,
+    url: Annotated[str | None, server_argument("Source")] = None,
     to: Annotated[
         Path | None, option(TARGET, "--to", "Home to write (default: the home).", "HOME")
     ] = None,
@@ -85,9 +87,7 @@ def import_from_postgres(
         bool, option(RUN, "--allow-live", "Import while the server is used, as a rehearsal.")
     ] = False,
     url_file: UrlFileOption = None,
-    report: Annotated[
-        Path | None, option(REPORTING, "--report", "Report (default: next to the home).", "FILE")
-    ] = None,
+    report: ReportOption = None,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""

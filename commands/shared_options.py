@@ -8,7 +8,7 @@ import typer
 
 from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.key_commands import METAVAR
-from sagewai_ops.cli.options import DATABASE, ENCRYPTION, RUN, SNAPSHOTS, option
+from sagewai_ops.cli.options import DATABASE, ENCRYPTION, REPORTING, RUN, SNAPSHOTS, option
 from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.path import has_trees, parse_place
 
@@ -181,11 +181,26 @@ AllowRollbackOption = Annotated[
     bool,
     option(ENCRYPTION, "--allow-rollback", "Accept it even if newer snapshots are missing."),
 ]
+
+
+def server_argument(role: str) -> Any:
+    """Return the argument with the URL of a server.
+
+    Args:
+        role: Of its database, `Source` or `Target`.
+    """
+    text = f"{role} database (default: SAGEWAI_DATABASE_URL)."
+    return typer.Argument(metavar="[URL]", help=text)
+
+
 StrictOption = Annotated[bool, option(RUN, "--strict", "Exit 4 on warnings too.")]
 SqlOption = Annotated[bool, option(DATABASE, "--sql", "Print the SQL statements, run nothing.")]
 UrlFileOption = Annotated[
     Path | None,
     option(DATABASE, "--url-file", "File with the URL of the database server.", "FILE"),
+]
+ReportOption = Annotated[
+    Path | None, option(REPORTING, "--report", "Report (default: next to the home).", "FILE")
 ]
 SqliteOption = Annotated[
     bool,
