@@ -7,7 +7,6 @@ continue while the server creates a table's indexes. A third process compares: s
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
@@ -16,13 +15,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops import errors
 from sagewai_ops.errors import DifferenceError, OpsError, RemoteError
 from sagewai_ops.export.convert.batch import SIGNATURE
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable, as_job
 from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
+from sagewai_ops.process.frames import ERROR, HEADER, decode_error, enlarge_pipe
 from sagewai_ops.process.interpreter import find_interpreter
 from sagewai_ops.progress import Progress
 from sagewai_ops.records import dataclass
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     import asyncpg
 
 LAST_MESSAGE_SECONDS = 0.5  # for the server's error message after it closed the connection
-PIPE_BYTES = 1024 * 1024  # the most that Linux allows an unprivileged process by default
 AHEAD_BYTES = 4 * 1024 * 1024  # that a worker may be ahead of the server; asyncio doubles it
 
 
@@ -90,24 +88,21 @@ class Worker:
             OpsError: The worker failed, or has ended.
         """
         try:
-            header = await self._results.readexactly(worker.HEADER.size)
-            kind, length, rows = worker.HEADER.unpack(header)
+            header = await self._results.readexactly(HEADER.size)
+            kind, length, rows = HEADER.unpack(header)
             content = await self._results.readexactly(length)
         except asyncio.IncompleteReadError as error:
             status = await self._process.wait()
             raise OpsError(f"worker process: ended with status {status}") from error
-        if kind == worker.ERROR:
-            failure = json.loads(content)
-            kinds = {each.__name__: each for each in OpsError.__subclasses__()}
-            kind_of_error = kinds.get(failure["type"], errors.OpsError)
-            raise kind_of_error(failure["message"], hint=failure["hint"])
+        if kind == ERROR:
+            raise decode_error(content)
         return kind, content, rows
 
     async def send(self, kind: bytes, *contents: bytes) -> None:
         """Send a frame, and wait while the worker is behind."""
         if self._requests.is_closing():
             return  # the next `receive` raises the reason; asyncio would complain on stderr
-        self._requests.write(worker.HEADER.pack(kind, sum(map(len, contents)), 0))
+        self._requests.write(HEADER.pack(kind, sum(map(len, contents)), 0))
         self._requests.writelines(contents)
         with suppress(ConnectionError):
             await self._requests.drain()
@@ -154,8 +149,7 @@ def _enlarge_pipes(process: asyncio.subprocess.Process) -> None:
     transport = process._transport  # type: ignore[attr-defined] # noqa: SLF001
     for number in (0, 1):
         pipe = transport.get_pipe_transport(number).get_extra_info("pipe")
-        with suppress(AttributeError, OSError):  # Linux alone, within the system's limit
-            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        enlarge_pipe(pipe.fileno())
 
 
 async def send_tables(

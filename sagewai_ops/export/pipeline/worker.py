@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sqlite3
 import struct
 import sys
@@ -26,8 +25,8 @@ from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.export.mapping.plan import PlannedTable, from_job
 from sagewai_ops.export.mapping.source_rows import BatchSize, open_copy, read_batches, read_key_text
 from sagewai_ops.process import core_dumps
+from sagewai_ops.process.frames import ERROR, encode_error, read_frame, write_frame
 
-HEADER = struct.Struct(">cII")
 PLACE = struct.Struct(">Iq")  # the number of a table in the plan, and of its first row in a block
 FRAME_BYTES = 256 * 1024  # of encoded rows; the sender writes each in one piece
 
@@ -39,7 +38,6 @@ FINDINGS = b"f"  # all tables are read; content: the findings, as JSON
 BLOCK = b"k"  # rows of the target in COPY's text format, after PLACE
 ORDERED = b"b"  # a piece of the target's rows ordered by key, not of whole lines
 RESULT = b"r"  # content: the result of a comparison, as JSON
-ERROR = b"x"  # content: an error's name, message and hint, as JSON
 
 Send = Callable[[bytes, bytes, int], None]
 
@@ -60,7 +58,7 @@ def main() -> None:
     gc.disable()  # rows and documents have no cycles, and a search for them takes 4 % of the time
 
     def send(kind: bytes, content: bytes, rows: int) -> None:
-        _write_all(results, HEADER.pack(kind, len(content), rows) + content)
+        write_frame(results, kind, content, rows)
 
     with suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
         job = json.loads(read_frame(requests)[1])
@@ -71,25 +69,9 @@ def main() -> None:
             else:
                 _compare_tables(path, tables, requests, send)
         except OpsError as error:
-            _send_error(send, error)
+            send(ERROR, encode_error(error), 0)
         except sqlite3.Error as error:
-            _send_error(send, DamagedError(f"frozen copy: {error}"))
-
-
-def read_frame(stream: BinaryIO) -> tuple[bytes, bytes, int]:
-    """Read one frame: kind, content, rows.
-
-    Raises:
-        EOFError: The other process has ended.
-    """
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
-        raise EOFError
-    kind, length, rows = HEADER.unpack(header)
-    content = stream.read(length)
-    if len(content) < length:
-        raise EOFError
-    return kind, content, rows
+            send(ERROR, encode_error(DamagedError(f"frozen copy: {error}")), 0)
 
 
 def stream_tables(path: Path, tables: tuple[PlannedTable, ...], send: Send) -> None:
@@ -134,11 +116,6 @@ def read_findings(content: bytes) -> list[Finding]:
     return [Finding(**{**each, "keys": tuple(each["keys"])}) for each in json.loads(content)]
 
 
-def _send_error(send: Send, error: OpsError) -> None:
-    described = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    send(ERROR, json.dumps(described).encode(), 0)
-
-
 def _compare_tables(
     path: Path, tables: tuple[PlannedTable, ...], requests: BinaryIO, send: Send
 ) -> None:
@@ -173,9 +150,3 @@ def _compare_by_key(
         if kind != ORDERED:
             return comparison.finish().as_dict()
         comparison.feed(content)
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
