@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import postgres_server
+from json_schemas import problems
 from postgres_server import Server
+from program import Answer, call
+from real_homes import unpack
 from sagewai_ops.database.sqlite.vectors import VectorRow, read_vectors, vector_tables
-from sagewai_ops.home.paths import Home
+from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.schema import sqlite_head
-from server_homes import ServerHome
+from server_homes import ServerHome, make_server_home
 from targets import at_head, exported
 
 JSON_TEXTS = {("workspaces", "settings")}  # a document in a column of text
@@ -118,6 +125,51 @@ BAD_ROWS = {
     ),
     ("workflow_events", "", "unknown-table"): "SELECT 1",
 }
+
+
+def bring_back(home: ServerHome, target: Path, *words: object) -> Answer:
+    """Import the database of a home to a directory."""
+    url = home.server.url(home.database)
+    return call("import-from-postgres", url, "--to", target, *words)
+
+
+def valid(answer: Answer) -> dict[str, Any]:
+    """Return the JSON result of an import, after its schema was checked, and the report's."""
+    assert problems("envelope", answer.document) == []
+    assert problems("import-from-postgres", answer.result) == []
+    files = answer.result["files"]
+    if "report" in files:
+        assert json.loads(Path(files["report"]).read_text()) == answer.result
+    return answer.result
+
+
+@contextlib.contextmanager
+def small_on_server(directory: Path) -> Iterator[ServerHome]:
+    """Create a small home on a server, without rows that a home cannot have."""
+    made = make_server_home(directory / "home", _default_server())
+    made.run("DELETE FROM workflow_events")
+    yield made
+    made.server.drop(made.database)
+
+
+@contextlib.contextmanager
+def real_on_server(
+    directory: Path, name: str = "real-small"
+) -> Iterator[tuple[ServerHome, dict[str, list[Any]]]]:
+    """Move a home of the real Sagewai to a server; yield it, and its values before."""
+    server = _default_server()
+    home = locate(unpack(name, directory), {})
+    before = values_of(home.root)
+    made = moved(home, server)
+    yield made, before
+    server.drop(made.database)
+
+
+def _default_server() -> Server:
+    """Return the running server of the first installation; skip the test without one."""
+    if not postgres_server.installations():
+        pytest.skip("no PostgreSQL here")
+    return postgres_server.running(postgres_server.installations()[0])
 
 
 def moved(home: Home, server: Server, **options: Any) -> ServerHome:

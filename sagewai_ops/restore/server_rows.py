@@ -10,10 +10,10 @@ from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.normalise import unescaped
 from sagewai_ops.export.convert.sqlite_value import NULL
+from sagewai_ops.restore.row_writer import MOST_ROW_BYTES
 from sagewai_ops.snapshots.server_database import StoredTable
 from sagewai_ops.text import printable
 
-MOST_ROW_BYTES = 64 * 1024 * 1024  # SQLite needs a multiple of it, and has a limit of memory
 BLOCK_BYTES = 256 * 1024  # a target; several hundred rows of most tables
 
 # Returns the error about a table, from the reason.
@@ -42,6 +42,11 @@ class Block:
         self._content = content or b""
         self._fields: list[bytes] = []
 
+    @property
+    def content(self) -> bytes:
+        """The lines as COPY sends them; none of a row that is too large."""
+        return self._content
+
     def column(self, place: int) -> Sequence[bytes]:
         """Return the fields of a column.
 
@@ -54,6 +59,16 @@ class Block:
             if len(self._fields) != self.count * width:
                 raise self._damage(self.table, "a row with another number of columns")
         return self._fields[place::width]
+
+    def ends(self, place: int) -> tuple[int, int] | None:
+        """Return the numbers of a column in the first and the last row; None if they are none."""
+        lines = self._content
+        first = lines[: lines.find(b"\n")]
+        last = lines[lines.rfind(b"\n", 0, -1) + 1 : -1]
+        try:
+            return int(first.split(b"\t")[place]), int(last.split(b"\t")[place])
+        except (IndexError, ValueError):
+            return None
 
     def key(self, places: Sequence[int], row: int) -> str:
         """Return the primary key of a row, for people.

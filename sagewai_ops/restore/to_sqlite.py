@@ -18,15 +18,17 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.database.sqlite.connect import has_locks, open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted, translate_errors
 from sagewai_ops.database.sqlite.vectors import VectorTable, read_vectors, vector_tables
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.normalise import unescaped
-from sagewai_ops.export.convert.sqlite_value import convert_column
+from sagewai_ops.export.convert.sqlite_value import (
+    Value,
+    convert_column,
+)
 from sagewai_ops.export.learnings.memory_facts import CONTENT, FACTS_TABLE, SCOPE, makes_facts
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.fs import atomic, beneath
@@ -34,14 +36,22 @@ from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.records import dataclass
-from sagewai_ops.restore.compare_sqlite import Rows, compare_database, seconds_for
+from sagewai_ops.restore.compare_sqlite import Rows, compare_database
 from sagewai_ops.restore.conversion import (
     ConversionPlan,
     ConvertedColumn,
     ConvertedTable,
     unknown_table,
 )
-from sagewai_ops.restore.server_rows import MOST_ROW_BYTES, Block, read_rows, text_of
+from sagewai_ops.restore.row_writer import (
+    MOST_ROW_BYTES,
+    Failure,
+    RowBatch,
+    Writer,
+    open_target,
+    open_writer,
+)
+from sagewai_ops.restore.server_rows import Block, read_rows, text_of
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.sqlite_revision import read_level
 from sagewai_ops.snapshots.server_database import StoredTable
@@ -50,7 +60,6 @@ from sagewai_ops.text import printable, size
 # Called with what is not in the database: docs/export.md, the lines of *.refused.jsonl.
 Refuse: TypeAlias = Callable[[dict[str, Any]], None]
 
-_LENGTH_LIMIT = 0  # SQLITE_LIMIT_LENGTH, which Python has since 3.11
 _UUID_5 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _NO_LEARNING = "no learning of the home is the same, and Sagewai on SQLite has no others"
 _NO_TABLE = ("unknown-table", "a home on SQLite has no such table")
@@ -135,11 +144,15 @@ def build_database(
     building = _Building(plan, refuse)
     wanted = [*plan.stored, *plan.others.values()]
     count = byte_counter(progress, "convert", sum(table.bytes for table in wanted))
-    with translate_errors(database), _open(database, plan.bytes) as connection:
-        warnings = tuple(building.prepare(connection))
-        for block in rows(wanted, count):
-            building.add(connection, block)
-        building.finish(connection)
+    with translate_errors(database):
+        with open_target(database, 0) as connection:
+            warnings = tuple(building.prepare(connection))
+        with open_writer(database, plan.bytes) as writer:
+            for block in rows(wanted, count):
+                building.add(writer, block)
+            building.finish(writer)
+        with open_target(database, plan.bytes) as connection:
+            building.remove_orphans(connection)
     kept = sum(table.rows for table in plan.stored) - sum(building.omitted.values())
     findings = (*building.findings(), *building.tally.findings())
     conversion = Conversion(kept, findings, warnings)
@@ -166,26 +179,6 @@ def _require_file(database: Path) -> None:
         raise DamagedError("database: db/sagewai.db is not a file")
 
 
-@contextlib.contextmanager
-def _open(database: Path, total: int) -> Iterator[sqlite3.Connection]:
-    """Open a database to fill it, and leave it in WAL mode without sidecars."""
-    vfs = "" if has_locks(database) else "unix-none"
-    with contextlib.closing(
-        open_connection(database, mode="rw", vfs=vfs, least_seconds=seconds_for(total))
-    ) as connection:
-        if hasattr(connection, "setlimit"):  # that of a small file is too low
-            connection.setlimit(_LENGTH_LIMIT, 2 * MOST_ROW_BYTES)
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        # The staging is garbage until it is synced as a whole, so nothing here need be durable.
-        connection.execute("PRAGMA journal_mode = DELETE").fetchall()
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("PRAGMA foreign_keys = OFF")
-        yield connection
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-    if os.path.exists(f"{database}-wal"):
-        raise OpsError(f"{database}: not converted, its write-ahead log was not checkpointed")
-
-
 @dataclass(slots=True)
 class _Building:
     """A database that is being filled.
@@ -205,6 +198,8 @@ class _Building:
     _learned: dict[str, tuple[tuple[str, ...], set[bytes]]] = field(default_factory=dict)
     _unlearned: dict[str, int] = field(default_factory=dict)
     _statements: dict[str, str] = field(default_factory=dict)
+    _indexed: set[str] = field(default_factory=set)
+    _current: str = ""
 
     def __post_init__(self) -> None:
         self.omitted = dict.fromkeys(self.plan.tables, 0)
@@ -217,7 +212,6 @@ class _Building:
         present = {
             name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE rootpage")
         }
-        connection.execute("BEGIN")
         for name in sqlite_head.tables():
             if name in present:
                 connection.execute(f"DROP TABLE {quoted(name)}")
@@ -229,7 +223,7 @@ class _Building:
                 if statement.startswith("CREATE UNIQUE"):
                     connection.execute(statement)
 
-    def add(self, connection: sqlite3.Connection, block: Block) -> None:
+    def add(self, writer: Writer, block: Block) -> None:
         """Convert some rows and insert them."""
         name = block.table.name
         if name not in self.plan.tables:
@@ -239,24 +233,40 @@ class _Building:
         if block.is_too_large:
             self._omit(table, "", "too-large", f"more than {size(MOST_ROW_BYTES)}", "?", None)
             return
+        if name != self._current:
+            self._index(writer, self._current)
+            self._current = name
         self._count_lost(table, block)
-        columns, refused = self._convert(table, block)
-        rows: Iterator[tuple[Any, ...]] = zip(*columns, strict=True)
-        if table.number is None:
-            numbers = range(block.first + 1, block.first + block.count + 1)
-            rows = ((number, *row) for number, row in zip(numbers, rows, strict=True))
-        kept = [(place, row) for place, row in enumerate(rows) if place not in refused]
-        self._insert(connection, table, block, kept)
+        fields, refused = self._convert(table, block)
+        kept = tuple(column.place for column in table.columns) if table.lost else None
+        rows = RowBatch(
+            self._statement(table),
+            len(table.stored.columns),
+            kept,
+            None if table.number is not None else block.first + 1,
+            block.count,
+            frozenset(refused),
+            fields,
+        )
+        writer.insert(rows, functools.partial(self._count_failures, table, block))
 
-    def finish(self, connection: sqlite3.Connection) -> None:
-        """Create the other indexes, and remove the rows that refer to omitted ones."""
-        for table in self.plan.schema.values():
-            for statement in table.indexes.values():
-                if not statement.startswith("CREATE UNIQUE"):
-                    connection.execute(statement)
+    def finish(self, writer: Writer) -> None:
+        """Create the other indexes."""
+        for name in self.plan.schema:
+            self._index(writer, name)
+
+    def remove_orphans(self, connection: sqlite3.Connection) -> None:
+        """Remove the rows that refer to omitted ones."""
         while self._remove_orphans(connection):
             pass
-        connection.execute("COMMIT")
+
+    def _index(self, writer: Writer, name: str) -> None:
+        """Create the other indexes of a table, while its pages are in SQLite's cache."""
+        if name and name not in self._indexed:
+            self._indexed.add(name)
+            for statement in self.plan.schema[name].indexes.values():
+                if not statement.startswith("CREATE UNIQUE"):
+                    writer.execute(statement)
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings about whole tables."""
@@ -266,10 +276,11 @@ class _Building:
             elif missing := self._unlearned.get(name):
                 yield Finding(printable(name), "", "no-learning", _NO_LEARNING, missing)
 
-    def _convert(self, table: ConvertedTable, block: Block) -> tuple[list[Sequence[Any]], set[int]]:
-        """Return the values of each column, and the rows that have one without conversion."""
+    def _convert(self, table: ConvertedTable, block: Block) -> tuple[list[Value], set[int]]:
+        """Return all fields as values, and the rows that have one without conversion."""
         refused: set[int] = set()
-        columns: dict[str, Sequence[Any]] = {}
+        width = len(table.stored.columns)
+        fields: list[Value] = [None] * (block.count * width)
         for column in table.columns:
             values, refusals = convert_column(
                 column.type,
@@ -277,7 +288,7 @@ class _Building:
                 is_numeric=column.is_numeric,
                 null=column.null,
             )
-            columns[column.name] = values
+            fields[column.place :: width] = values
             for each in refusals:
                 if each.row not in refused:
                     key, row = block.key(table.key, each.row), block.row(each.row)
@@ -287,74 +298,50 @@ class _Building:
                 self._count_ids(table, column, values)
         for column in table.columns:
             if column.joined:
-                self._join(table, block, column, columns, refused)
-        return list(columns.values()), refused
+                self._join(table, block, column, fields, refused)
+        return fields, refused
 
     def _join(
         self,
         table: ConvertedTable,
         block: Block,
         column: ConvertedColumn,
-        columns: dict[str, Sequence[Any]],
+        fields: list[Value],
         refused: set[int],
     ) -> None:
         """Build a key as Sagewai builds it on SQLite, if it was built so on the server."""
         assert column.joined
+        names = table.stored.columns
+        columns = {name: fields[place :: len(names)] for place, name in enumerate(names)}
         home = zip(*(columns[name] for name in column.joined.on_sqlite), strict=True)
         server = zip(*(columns[name] for name in column.joined.on_server), strict=True)
-        joined = []
+        joined: list[Value] = []
         for row, (met, on_server, on_sqlite) in enumerate(
             zip(columns[column.name], server, home, strict=True)
         ):
             if row not in refused and (
-                None in on_sqlite or None in on_server or met != ":".join(on_server)
+                None in on_sqlite or None in on_server or met != _joined(on_server)
             ):
                 detail = f"not {':'.join(column.joined.on_server)}, as Sagewai builds it"
-                key, fields = block.key(table.key, row), block.row(row)
-                self._omit(table, column.name, "joined-key", detail, key, fields)
+                key, values = block.key(table.key, row), block.row(row)
+                self._omit(table, column.name, "joined-key", detail, key, values)
                 refused.add(row)
-            joined.append(None if row in refused else ":".join(on_sqlite))
-        columns[column.name] = joined
+            joined.append(None if row in refused else _joined(on_sqlite))
+        fields[column.place :: len(names)] = joined
 
-    def _insert(
-        self,
-        connection: sqlite3.Connection,
-        table: ConvertedTable,
-        block: Block,
-        rows: list[tuple[int, tuple[Any, ...]]],
-    ) -> None:
-        statement = self._statement(table)
-        connection.execute("SAVEPOINT block")
-        try:
-            connection.executemany(statement, (row for _place, row in rows))
-        except (sqlite3.IntegrityError, sqlite3.DataError, MemoryError):
-            connection.execute("ROLLBACK TO block")
-            for place, row in rows:
-                self._insert_row(connection, table, block, place, row)
-        connection.execute("RELEASE block")
-
-    def _insert_row(
-        self,
-        connection: sqlite3.Connection,
-        table: ConvertedTable,
-        block: Block,
-        place: int,
-        row: tuple[Any, ...],
-    ) -> None:
-        try:
-            connection.execute(self._statement(table), row)
-        except sqlite3.IntegrityError as error:
-            match = _CONSTRAINT.match(str(error))
-            if match is None:
-                raise
-            kind, detail = _KINDS[match[1]]
-            names = [part.rpartition(".")[2] for part in match[2].split(", ")]
-            column = "" if kind == "check" else ", ".join(names)
+    def _count_failures(self, table: ConvertedTable, block: Block, failures: list[Failure]) -> None:
+        """Omit the rows that SQLite refuses."""
+        for place, message in failures:
+            column, kind, detail = "", "too-large", "too large for SQLite"
+            if message:
+                match = _CONSTRAINT.match(message)
+                if match is None:
+                    raise OpsError(f"table {printable(table.stored.name)}: {printable(message)}")
+                kind, detail = _KINDS[match[1]]
+                names = [part.rpartition(".")[2] for part in match[2].split(", ")]
+                column = "" if kind == "check" else ", ".join(names)
             key = block.key(table.key, place)
             self._omit(table, column, kind, detail, key, block.row(place))
-        except (sqlite3.DataError, MemoryError):
-            key, detail = block.key(table.key, place), "too large for SQLite"
-            self._omit(table, "", "too-large", detail, key, block.row(place))
 
     def _statement(self, table: ConvertedTable) -> str:
         name = table.stored.name
@@ -491,6 +478,10 @@ def _digests(
             texts = [str(values[place]).encode("utf-8", "surrogateescape") for place in places]
             found.add(_digest(texts))
     return found
+
+
+def _joined(values: tuple[Value, ...]) -> str:
+    return ":".join(cast("tuple[str, ...]", values))
 
 
 def _digest(values: Sequence[bytes]) -> bytes:

@@ -65,6 +65,19 @@ def test_column_of_numeric_affinity_changes_no_value(text: str, kind: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("kind", "text", "refused"),
+    [
+        ("uuid", str(uuid.NAMESPACE_URL), "storage-class"),
+        ("timestamptz", "2026-01-02 03:04:05+00", "not-a-timestamp"),
+        ("double", "1.5", "storage-class"),
+    ],
+)
+def test_two_values_in_one_text_are_refused(kind: str, text: str, refused: str) -> None:
+    """A whole column is checked at once, but each value for itself."""
+    assert refusal(kind, f"{text}\n{text}") == refused
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [("5", 5), ("-1.5", -1.5), ("null", "null"), ("[1.50]", "[1.50]"), ("9" * 19, None)],
 )

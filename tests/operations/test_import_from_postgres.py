@@ -4,83 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import sqlite3
 import subprocess
-import threading
-import time
-from collections.abc import Generator, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
-import postgres_server
 from home_builder import build_home
-from json_schemas import problems
 from postgres_server import Server
-from program import COMMAND, Answer, call, run
-from real_homes import unpack
+from program import call, run
 from returned_homes import (
     BAD_ROWS,
-    ODD_ROWS,
-    STORED,
+    bring_back,
     learnings_of,
     moved,
+    small_on_server,
+    valid,
     value_of,
-    values_of,
 )
-from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import COMPANION, DATABASE, locate
 from sagewai_ops.home.server_record import read_server_record, record_of, write_server_record
 from sagewai_ops.operations import import_from_postgres as importing
-from sagewai_ops.restore import to_sqlite as to_sqlite_module
-from sagewai_ops.restore.compare_sqlite import compare_database
+from sagewai_ops.restore import row_writer
 from sagewai_ops.schema import sqlite_head
-from sagewai_ops.snapshots import database_check
-from server_homes import ServerHome, content, make_server_home
+from server_homes import ServerHome, make_server_home
 from small_homes import everything_of
-from step_counter import killed
-from targets import at_head, counts_of, home_with, state_of, url_of
+from targets import at_head, home_with, url_of
 
 PASSWORD = "s3cr3t @:/ Wort"
 OLD = "019_fleet_tasks"
-
-
-def bring_back(home: ServerHome, target: Path, *words: object) -> Answer:
-    """Import the database of a home to a directory."""
-    url = home.server.url(home.database)
-    return call("import-from-postgres", url, "--to", target, *words)
-
-
-def valid(answer: Answer) -> dict[str, Any]:
-    """Return a JSON answer's result, after its schema was checked, and the report's."""
-    assert problems("envelope", answer.document) == []
-    assert problems("import-from-postgres", answer.result) == []
-    files = answer.result["files"]
-    if "report" in files:
-        assert json.loads(Path(files["report"]).read_text()) == answer.result
-    return answer.result
-
-
-@pytest.fixture(scope="module")
-def original(
-    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ServerHome, dict[str, list[Any]]]]:
-    """A home of the real Sagewai on a server; and its values before the move."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    server = postgres_server.running(postgres_server.installations()[0])
-    home = locate(unpack("real-small", tmp_path_factory.mktemp("original")), {})
-    before = values_of(home.root)
-    made = moved(home, server)
-    yield made, before
-    server.drop(made.database)
 
 
 @pytest.fixture(scope="module")
@@ -88,67 +42,16 @@ def small(
     _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerHome]:
     """A small home on a server, without rows that a home cannot have."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    server = postgres_server.running(postgres_server.installations()[0])
-    made = make_server_home(tmp_path_factory.mktemp("small") / "home", server)
-    made.run("DELETE FROM workflow_events")
-    yield made
-    server.drop(made.database)
+    with small_on_server(tmp_path_factory.mktemp("small")) as made:
+        yield made
 
 
-def test_a_home_that_moved_comes_back(
-    original: tuple[ServerHome, dict[str, list[Any]]], tmp_path: Path
+@pytest.mark.parametrize("least", [row_writer.LEAST_BYTES, 0], ids=["here", "process"])
+def test_findings_change_nothing_or_are_set_apart(
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> None:
-    """Every value of all 55 tables; the server is unchanged, and the next steps name both sides."""
-    home, before = original
-    state = state_of(home.server, home.database)
-
-    answer = bring_back(home, tmp_path / "back", "--json")
-
-    assert answer.code == 0, answer.err
-    result = valid(answer)
-    after = values_of(tmp_path / "back")
-    for name in before:
-        assert after[name] == before[name], name
-    assert (result["imported"], result["rows"]) == (True, sum(map(len, before.values())))
-    assert result["findings"] == []
-    assert state_of(home.server, home.database) == state
-    assert sorted(path.name for path in (tmp_path / "back/db").iterdir()) == ["sagewai.db"]
-    assert any(line.startswith("unset SAGEWAI_DATABASE_URL") for line in result["cut_over"])
-    checked = call("--home", tmp_path / "back", "db", "check", "--json")
-    assert (checked.code, checked.result["findings"]) == (0, [])
-    modes = {os.stat(tmp_path / "back" / name).st_mode & 0o777 for name in (".", "db", "secrets")}
-    assert modes == {0o700}
-    assert os.stat(tmp_path / "back" / DATABASE).st_mode & 0o777 == 0o600
-
-
-def test_it_moves_again(original: tuple[ServerHome, dict[str, list[Any]]], tmp_path: Path) -> None:
-    """The imported home exports, and the server has the same rows as before."""
-    home, _before = original
-    assert bring_back(home, tmp_path / "back").code == 0
-
-    again = moved(locate(tmp_path / "back", {}), home.server)
-
-    assert content(home.server, again.database) == content(home.server, home.database)
-
-
-def test_every_version(every_postgres: Server, tmp_path: Path) -> None:
-    """Odd values, each in the form that Sagewai writes to SQLite."""
-    made = make_server_home(tmp_path / "home", every_postgres)
-    made.run("DELETE FROM workflow_events", *ODD_ROWS)
-
-    answer = bring_back(made, tmp_path / "back", "--json")
-
-    assert (answer.code, valid(answer)["findings"]) == (0, []), answer.err
-    for table, column, where, expected in STORED:
-        value = value_of(tmp_path / "back", f"SELECT {column} FROM {table} WHERE {where}")
-        assert (value, type(value)) == (expected, type(expected)), (table, column, where)
-    every_postgres.drop(made.database)
-
-
-def test_findings_change_nothing_or_are_set_apart(postgres: Server, tmp_path: Path) -> None:
     """Exit 4 and no home; or 3, and every row and value is in a file of its own."""
+    monkeypatch.setattr(row_writer, "LEAST_BYTES", least)
     made = make_server_home(tmp_path / "home", postgres)
     made.run(*BAD_ROWS.values())
 
@@ -352,60 +255,6 @@ def test_a_database_in_use_is_refused(small: ServerHome, tmp_path: Path) -> None
     assert "written during the import or later are not in the home" in result["notes"][-1]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE sessions SET summary = 'later' WHERE session_id = '17'",
-        "INSERT INTO sessions (session_id, agent_name) VALUES ('later', '')",
-    ],
-)
-def test_rows_that_are_written_during_the_import_are_noticed(
-    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
-) -> None:
-    """By a session that has ended: refused before the rename; reads and VACUUM are no change."""
-    made = make_server_home(tmp_path / "home", postgres)
-    made.run("DELETE FROM workflow_events")
-    statements = ["VACUUM FREEZE sessions", "SELECT * FROM sessions FOR UPDATE"]
-    compare = compare_database
-
-    def late(*words: Any, **options: Any) -> None:
-        compare(*words, **options)
-        for each in statements:
-            made.run(each)
-
-    monkeypatch.setattr(importing, "compare_database", late)
-    unchanged = bring_back(made, tmp_path / "unchanged")
-    statements = [statement]
-    changed = bring_back(made, tmp_path / "back")
-
-    assert (unchanged.code, changed.code) == (0, 15), unchanged.err
-    assert "changed during the import: public.sessions" in changed.err
-    assert not (tmp_path / "back").exists()
-    postgres.drop(made.database)
-
-
-def test_a_home_that_is_written_during_the_import_is_noticed(
-    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its row would go with the previous database."""
-    home = tmp_path / "home"
-    assert call("--home", home, "init").code == 0
-    compare = compare_database
-
-    def late(*words: Any, **options: Any) -> None:
-        compare(*words, **options)
-        with contextlib.closing(sqlite3.connect(home / DATABASE)) as connection:
-            connection.execute("INSERT INTO notification_channels (channel_type) VALUES ('x')")
-            connection.commit()
-
-    monkeypatch.setattr(importing, "compare_database", late)
-    answer = bring_back(small, home)
-
-    assert answer.code == 15
-    assert "its database was changed during the import" in answer.err
-    assert value_of(home, "SELECT channel_type FROM notification_channels") == "x"
-
-
 def test_a_directory_of_litestream_goes_with_the_previous_database(
     small: ServerHome, tmp_path: Path
 ) -> None:
@@ -444,47 +293,6 @@ def test_a_key_that_the_server_has_twice(
     query = "SELECT channel_type FROM notification_channels WHERE id = 91"
     assert value_of(tmp_path / "back", query) == "a"
     postgres.drop(made.database)
-
-
-def test_a_server_that_sends_more_rows_than_it_counted(
-    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It ends the import after the first piece, before they fill the disk."""
-    copy = SnapshotSession.copy
-    pieces: list[bytes] = []
-
-    def endless(self: SnapshotSession, schema: str, table: str, *words: Any, **options: Any) -> Any:
-        received = b"".join(copy(self, schema, table, *words, **options))
-        while table == "sessions" and len(pieces) < 1000:
-            pieces.append(received)
-            yield received * 100
-        yield received
-
-    monkeypatch.setattr(SnapshotSession, "copy", endless)
-    answer = bring_back(small, tmp_path / "back")
-
-    assert answer.code == 19
-    assert "sessions: more than 50 rows" in answer.err
-    assert len(pieces) < 10
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_session_that_comes_during_the_import_is_noticed(
-    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its rows would be lost: refused before the rename."""
-    compare = compare_database
-    with contextlib.ExitStack() as stack:
-
-        def late(*words: Any, **options: Any) -> None:
-            compare(*words, **options)
-            stack.enter_context(small.server.session(small.database, "SELECT 1"))
-
-        monkeypatch.setattr(importing, "compare_database", late)
-        answer = bring_back(small, tmp_path / "back")
-
-    assert answer.code == 15
-    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("words", [(), ("--allow-live",)])
@@ -574,192 +382,3 @@ def test_urls_that_are_refused(tmp_path: Path, words: tuple[str, ...], message: 
     assert answer.code == 2
     assert message in answer.err
     assert [*tmp_path.iterdir()] == []
-
-
-def test_another_value_is_20(
-    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A value that the server sends differently the second time ends the import."""
-    copy, seen = SnapshotSession.copy, set[str]()
-
-    def tampered(
-        self: SnapshotSession, schema: str, table: str, *words: Any, **options: Any
-    ) -> Generator[bytes, None, int]:
-        rows = copy(self, schema, table, *words, **options)
-        if table != "sessions" or table not in seen:
-            seen.add(table)
-            return (yield from rows)
-        count = 0
-        for chunk in rows:
-            yield chunk.replace(b"17\t", b"71\t", 1)
-            count += chunk.count(b"\n")
-        return count
-
-    monkeypatch.setattr(SnapshotSession, "copy", tampered)
-
-    answer = bring_back(small, tmp_path / "back")
-
-    assert answer.code == 20, answer.err
-    assert "sessions.session_id of 71, default differs from the server" in answer.err
-    assert "db check" not in answer.err  # of a home that was not written
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_session_that_the_server_ends_is_19(small: ServerHome, tmp_path: Path) -> None:
-    """In the middle of the rows: nothing is left."""
-    ended = threading.Event()
-
-    def end(stage: str, _done: int, _total: int) -> None:
-        if stage == "convert" and not ended.is_set():
-            ended.set()
-            query = (
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                f" WHERE datname = '{small.database}'"
-            )
-            thread = threading.Thread(target=small.server.rows, args=("postgres", query))
-            thread.start()
-            thread.join()
-
-    url = url_of(small.server, small.database)
-    with pytest.raises(OpsError) as raised:
-        importing.import_from_postgres(
-            url, locate(tmp_path / "back", {}), importing.ImportOptions(), progress=end
-        )
-
-    assert raised.value.exit_code == 19
-    assert ended.is_set()
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_signal_leaves_nothing(
-    original: tuple[ServerHome, dict[str, list[Any]]], tmp_path: Path
-) -> None:
-    """SIGTERM: exit 143."""
-    home, _before = original
-    url = home.server.url(home.database)
-    command = [*COMMAND, "import-from-postgres", url, "--to", str(tmp_path / "back")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not [*tmp_path.glob(".back.restore-*/db/sagewai.db")]:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGTERM)
-        _, text = process.communicate()
-
-    assert process.returncode == 143, text
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_killed_run_leaves_the_target(small: ServerHome, tmp_path: Path) -> None:
-    """Killed after the rows are written: the next run removes the staging and completes."""
-
-    def work() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                to_sqlite_module._Building,
-                "finish",
-                lambda *_: os.kill(os.getpid(), signal.SIGKILL),
-            )
-            bring_back(small, tmp_path / "back")
-
-    assert killed(work)
-    assert not (tmp_path / "back").exists()
-    assert bring_back(small, tmp_path / "back").code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "back.exports"]
-
-
-def test_damage_that_sqlite_finds_is_16(
-    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The database is checked whole before the rename."""
-    examine = database_check.examine_database
-
-    def damaged(*words: Any) -> Any:
-        return replace(examine(*words), integrity=("row 1 missing",))
-
-    monkeypatch.setattr(database_check, "examine_database", damaged)
-
-    answer = bring_back(small, tmp_path / "back")
-
-    assert answer.code == 16
-    assert [*tmp_path.iterdir()] == []
-
-
-TEXTS = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
-NUMBERS = st.one_of(
-    st.integers(-(10**18), 10**18), st.floats(allow_nan=False, allow_infinity=False, width=32)
-)
-DOCUMENTS = st.recursive(
-    st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
-    max_leaves=8,
-)
-NULLABLE = st.one_of(st.none(), DOCUMENTS.map(json.dumps))
-TIMES = st.datetimes().map(lambda moment: f"{moment:%H:%M:%S.%f}").map("2026-02-03 {}".format)
-ROWS = st.fixed_dictionaries(
-    {
-        "sessions": st.lists(st.tuples(TEXTS, NULLABLE, NULLABLE, TEXTS, TIMES), max_size=4),
-        "agent_runs": st.lists(
-            st.tuples(st.floats(allow_nan=False), st.integers(-(2**31), 2**31 - 1)), max_size=4
-        ),
-        "workers": st.lists(st.lists(TEXTS, max_size=4), max_size=3),
-        "workflow_runs": st.lists(
-            st.tuples(*[st.text("ab:é", min_size=1, max_size=3)] * 3), max_size=4, unique=True
-        ),
-    }
-)
-
-
-def fill(connection: sqlite3.Connection, rows: dict[str, list[Any]]) -> None:
-    """Insert rows as Sagewai writes them."""
-    for number, (agent, messages, keys, summary, moment) in enumerate(rows["sessions"]):
-        connection.execute(
-            "INSERT INTO sessions (session_id, project_id, agent_name, messages, memory_keys,"
-            " summary, created_at, updated_at) VALUES (?, 'default', ?, ?, ?, ?, ?, ?)",
-            (str(number), agent, messages or "null", keys or "[]", summary, moment, moment),
-        )
-    for number, (cost, tokens) in enumerate(rows["agent_runs"]):
-        connection.execute(
-            "UPDATE agent_runs SET cost_usd = ?, total_tokens = ? WHERE rowid = ?",
-            (cost, tokens, number + 1),
-        )
-    for number, listed in enumerate(rows["workers"]):
-        connection.execute(
-            "UPDATE workers SET models_supported = ? WHERE rowid = ?",
-            (json.dumps(listed), number + 1),
-        )
-    for number, (project, workflow, run_id) in enumerate(rows["workflow_runs"]):
-        connection.execute(
-            "UPDATE OR IGNORE workflow_runs SET id = ?, project_id = ?, workflow_name = ?,"
-            " run_id = ? WHERE rowid = ?",
-            (f"{project}:{workflow}:{run_id}", project, workflow, run_id, number + 1),
-        )
-
-
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
-)
-@given(rows=ROWS)
-def test_there_and_back(
-    postgres: Server, tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[Any]]
-) -> None:
-    """Home, server, home: equal by value, whatever the rows have that both sides can store."""
-    place = tmp_path_factory.mktemp("there")
-    home = home_with(place / "home", lambda connection: fill(connection, rows), rows=4)
-    before = values_of(home.root)
-    made = moved(home, postgres, policy="quarantine")
-    kept = counts_of(postgres, made.database)
-
-    answer = bring_back(made, place / "back", "--json")
-
-    assert answer.code == 0, answer.err
-    after = values_of(place / "back")
-    for name, expected in before.items():
-        if kept.get(name, 0) == len(expected):  # else the export has quarantined some
-            assert after[name] == expected, name
-        else:
-            assert len(after[name]) == kept.get(name, 0)
-    postgres.drop(made.database)

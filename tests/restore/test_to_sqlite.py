@@ -16,13 +16,13 @@ import postgres_server
 from home_builder import build_home
 from postgres_server import Server
 from program import Answer, call
-from real_homes import unpack
 from returned_homes import (
     BAD_ROWS,
     ODD_ROWS,
     STORED,
     learnings_of,
     moved,
+    real_on_server,
     value_of,
     values_of,
 )
@@ -73,15 +73,9 @@ def original(
     _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[ServerHome, dict[str, list[Any]]]]:
     """A home of the real Sagewai on a server, with a snapshot; and its values before the move."""
-    if not postgres_server.installations():
-        pytest.skip("no PostgreSQL here")
-    server = postgres_server.running(postgres_server.installations()[0])
-    home = locate(unpack("real-small", tmp_path_factory.mktemp("original")), {})
-    before = values_of(home.root)
-    made = moved(home, server)
-    made.back_up()
-    yield made, before
-    server.drop(made.database)
+    with real_on_server(tmp_path_factory.mktemp("original")) as (made, before):
+        made.back_up()
+        yield made, before
 
 
 def test_round_trip(original: tuple[ServerHome, dict[str, list[Any]]], tmp_path: Path) -> None:

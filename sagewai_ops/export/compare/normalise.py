@@ -85,11 +85,11 @@ def differing_lists(sources: Column, targets: Sequence[bytes]) -> list[int]:
     return [
         place
         for place, (source, target) in enumerate(zip(sources, targets, strict=True))
-        if (NULL if source is None else _array(bytes(source))) != target  # type: ignore[arg-type]
+        if (NULL if source is None else array_text(bytes(source))) != target  # type: ignore[arg-type]
     ]
 
 
-def _array(document: bytes) -> bytes:
+def array_text(document: bytes) -> bytes:
     """Return a list of strings as array_out and COPY write it."""
     return _short_array(document) if len(document) < _CACHED_BYTES else _write_array(document)
 

@@ -30,10 +30,13 @@ _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _PLAIN = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d [0-2]\d:[0-5]\d:[0-5]\d(?:\.\d{1,6})?\+00", re.ASCII)
 _MOMENTS = re.compile(rf"{_MOMENT.pattern}(?:\n{_MOMENT.pattern})*", re.ASCII)
+_WHOLE_MOMENT = 29  # characters of one with six digits of a second
+_SURE_DIGITS = 18  # that fit into 64 bits
 _INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
 _DOUBLE = re.compile(r"-?(?:Infinity|\d+(?:\.\d+)?(?:e[+-]\d+)?)", re.ASCII)
 _PLAIN_DOUBLES = re.compile(r"\d+(?:\.\d+)?(?:\n\d+(?:\.\d+)?)*", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_UUIDS = re.compile(rf"{_UUID.pattern}(?:\n{_UUID.pattern})*", re.ASCII)
 _ELEMENT = re.compile(r'(?:"((?:[^"\\]|\\.)*)"|([^{},"\\]+))(?:,(?!$)|$)', re.DOTALL)
 _BOOLEANS = {"t": 1, "f": 0}
 # What SQLite takes for a number in a column whose type is not one that it knows; sqlite3AtoF.
@@ -75,11 +78,14 @@ def convert_column(
         convert = functools.partial(_numeric, kind.name)
     if convert is None:
         return [*texts], refusals
-    if kind.name == "integer" and not refusals and _are_digits(texts):
-        return [int(text) for text in texts if text is not None], []
-    if kind.name in _COLUMNS and not refusals and None not in texts:
-        with contextlib.suppress(ValueError):  # something unusual: convert value by value
-            return _COLUMNS[kind.name](texts), []  # type: ignore[arg-type]
+    if kind.name in _COLUMNS and not refusals:
+        present = [text for text in texts if text is not None]
+        with contextlib.suppress(KeyError, ValueError):  # something unusual: value by value
+            converted = _COLUMNS[kind.name](present)
+            if len(present) == len(texts):
+                return converted, []
+            each = iter(converted)
+            return [null if text is None else next(each) for text in texts], []
     values: list[Value] = []
     for row, text in enumerate(texts):
         try:
@@ -166,13 +172,6 @@ def _boolean(text: str) -> int:
     return _BOOLEANS[text]
 
 
-def _are_digits(texts: Sequence[str | None]) -> bool:
-    """Return whether every text is a number that surely fits."""
-    if None in texts or max(map(len, texts), default=0) > 18:  # type: ignore[arg-type]
-        return False
-    return "" not in texts and not "".join(texts).strip("0123456789")  # type: ignore[arg-type]
-
-
 def _integer(text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise RefusedError("storage-class", "not an integer")
@@ -221,26 +220,47 @@ def _convert_list(text: str) -> str:
     return json.dumps(elements)
 
 
-def _timestamps(texts: Sequence[str]) -> list[Value]:
-    """Convert a column of timestamps without NULL.
+# Whole columns without NULL, of the usual form. KeyError, ValueError: one value has another.
 
-    Raises:
-        ValueError: One has no conversion.
-    """
-    if not _MOMENTS.fullmatch("\n".join(texts)) or not all(map(_is_day, {t[:10] for t in texts})):
+
+def _lines(texts: Sequence[str]) -> str:
+    joined = "\n".join(texts)
+    if joined.count("\n") != len(texts) - 1:
+        raise ValueError("a text of several lines")
+    return joined
+
+
+def _timestamps(texts: Sequence[str]) -> list[Value]:
+    if not _MOMENTS.fullmatch(_lines(texts)) or not all(map(_is_day, {t[:10] for t in texts})):
         raise ValueError("not timestamps")
-    return [f"{text[:19]}.{text[20:-3]:0<6}" for text in texts]
+    return [
+        text[:26] if len(text) == _WHOLE_MOMENT else f"{text[:19]}.{text[20:-3]:0<6}"
+        for text in texts
+    ]
+
+
+def _integers(texts: Sequence[str]) -> list[Value]:
+    if "" in texts or max(map(len, texts), default=0) > _SURE_DIGITS:
+        raise ValueError("not plain integers")
+    if "".join(texts).strip("0123456789"):
+        raise ValueError("not plain integers")
+    return list(map(int, texts))
 
 
 def _doubles(texts: Sequence[str]) -> list[Value]:
-    """Convert a column of numbers without NULL, sign and exponent.
-
-    Raises:
-        ValueError: One is another number, or none.
-    """
-    if not _PLAIN_DOUBLES.fullmatch("\n".join(texts)):
+    if not _PLAIN_DOUBLES.fullmatch(_lines(texts)):
         raise ValueError("not plain numbers")
     return list(map(float, texts))
+
+
+def _booleans(texts: Sequence[str]) -> list[Value]:
+    return [_BOOLEANS[text] for text in texts]
+
+
+def _uuids(texts: Sequence[str]) -> list[Value]:
+    if not _UUIDS.fullmatch(_lines(texts)):
+        raise ValueError("not UUIDs")
+    return [text.removeprefix(SHORT_ID) for text in texts]
 
 
 _cached_list = functools.lru_cache(maxsize=256)(_convert_list)  # the same few occur in every row
@@ -253,8 +273,10 @@ _CONVERTERS: dict[str, Callable[[str], Value]] = {
     "integer": _integer,
     "double": _double,
 }
-# The same of whole columns.
 _COLUMNS: dict[str, Callable[[Sequence[str]], list[Value]]] = {
+    "uuid": _uuids,
     "timestamptz": _timestamps,
+    "boolean": _booleans,
+    "integer": _integers,
     "double": _doubles,
 }
