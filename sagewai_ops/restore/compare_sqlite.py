@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sagewai_ops.database.sqlite.connect import limit_seconds, open_connection
+from sagewai_ops.database.sqlite.connect import open_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted, translate_errors
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.normalise import differing, differing_lists
@@ -17,6 +17,7 @@ from sagewai_ops.export.convert.batch import Type
 from sagewai_ops.export.mapping.plan import REWRITTEN, join_columns
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.restore.conversion import ConversionPlan, ConvertedColumn, ConvertedTable
+from sagewai_ops.restore.row_writer import seconds_for
 from sagewai_ops.restore.server_rows import Block
 from sagewai_ops.restore.server_texts import ServerTexts
 from sagewai_ops.snapshots.server_database import StoredTable
@@ -63,11 +64,6 @@ def compare_database(
         for block in rows(plan.stored, count):
             comparison.add(block)
         comparison.finish(omitted)
-
-
-def seconds_for(total: int) -> float:
-    """Return the limit of processor time for so many bytes of rows."""
-    return 4 * limit_seconds(total)
 
 
 class _Comparison:

@@ -47,7 +47,7 @@ MOST_ROW_BYTES = 64 * 1024 * 1024  # SQLite needs a multiple of it, and has a li
 # A process of its own takes 0.1 s to start.
 LEAST_BYTES = 8 * 1024 * 1024
 _LENGTH_LIMIT = 0  # SQLITE_LIMIT_LENGTH, which Python has since 3.11
-_CACHE_KIB = 16_000  # so that a table's last pages are there when its indexes are built
+_CACHE_KIB = 8000  # so that a table's last pages are there when its indexes are built
 _AHEAD = 2  # blocks that are sent before the result of the first
 _END_SECONDS = 5.0
 _ROWS, _STATEMENT, _END, _RESULT = b"r", b"s", b"e", b"d"
@@ -102,6 +102,11 @@ class RowBatch:
         return zip(*columns, strict=False)
 
 
+def seconds_for(total: int) -> float:
+    """Return the limit of processor time for so many bytes of rows."""
+    return 4 * limit_seconds(total)
+
+
 @contextlib.contextmanager
 def open_target(database: Path, total: int) -> Iterator[sqlite3.Connection]:
     """Open a database to fill it, and leave it in WAL mode without sidecars.
@@ -110,9 +115,8 @@ def open_target(database: Path, total: int) -> Iterator[sqlite3.Connection]:
         total: Bytes of the rows that are inserted.
     """
     vfs = "" if has_locks(database) else "unix-none"
-    seconds = 4 * limit_seconds(total)
     with contextlib.closing(
-        open_connection(database, mode="rw", vfs=vfs, least_seconds=seconds)
+        open_connection(database, mode="rw", vfs=vfs, least_seconds=seconds_for(total))
     ) as connection:
         if hasattr(connection, "setlimit"):  # that of a small file is too low
             connection.setlimit(_LENGTH_LIMIT, 2 * MOST_ROW_BYTES)

@@ -112,8 +112,8 @@ def _concatenated(fields: list[str]) -> str:
     """Return the SQL of a row; halved, so that SQLite copies the values fewer times."""
     if len(fields) == 1:
         return fields[0]
-    half = len(fields) // 2
-    return f"({_concatenated(fields[:half])}) || {_FIELD} || ({_concatenated(fields[half:])})"
+    middle = len(fields) // 2
+    return f"({_concatenated(fields[:middle])}) || {_FIELD} || ({_concatenated(fields[middle:])})"
 
 
 @is_callback

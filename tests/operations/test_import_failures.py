@@ -271,7 +271,7 @@ def test_what_sqlite_refuses_in_the_writer_is_reported(
     monkeypatch.setattr(to_sqlite_module._Building, "_statement", lambda *_: "INSERT INTO nothing")
     answer = bring_back(small, tmp_path / "back")
 
-    assert (answer.code, len(answer.err.splitlines())) == (1, 2), answer.err
+    assert (answer.code, len(answer.err.splitlines())) == (16, 2), answer.err
     assert "syntax error" in answer.err
     assert [*tmp_path.iterdir()] == []
 
