@@ -61,7 +61,7 @@ class Block:
         return self._fields[place::width]
 
     def ends(self, place: int) -> tuple[int, int] | None:
-        """Return the numbers of a column in the first and the last row; None if one is no number."""
+        """Return the numbers of a column in the first and the last row; None without one."""
         lines = self._content
         first = lines[: lines.find(b"\n")]
         last = lines[lines.rfind(b"\n", 0, -1) + 1 : -1]
