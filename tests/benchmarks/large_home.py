@@ -88,7 +88,8 @@ def fill(database: Path, rows: int, vectors: int = 0, *, seed: int = 1) -> int:
     connection = sqlite3.connect(database)
     try:
         connection.execute("PRAGMA synchronous=OFF")
-        connection.execute("PRAGMA cache_size=-500000")  # KiB; indexes grow in random order
+        # KiB; indexes grow in random order. `create_database` limits the process to 256 MiB.
+        connection.execute("PRAGMA cache_size=-200000")
         counts = {table: max(1, round(rows * share)) for table, share in SHARES.items()}
         for table, count in counts.items():
             _insert(connection, table, _rows(table, counts, count, chance))
