@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -109,16 +109,17 @@ async def apply_delta(
             if wanted is not None and not wanted:
                 continue
             keys: list[tuple[str, ...]] = []
+            key_of = key_reader(old_plan[name]) if name in old_plan else None
             for rowid, left, right in _differing(
                 old, new, old_plan.get(name), new_plan.get(name), wanted
             ):
-                if left is not None:
+                if left is not None and key_of:
                     if not delta.deleted.get(name):
                         statements, is_certain = await drop_references(connection, name)
                         dropped += statements
                         if not is_certain:
                             delta.uncertain |= _referring(targets, name)
-                    keys.append(key_of(old_plan[name], left))
+                    keys.append(key_of(left))
                     delta.deleted[name] = delta.deleted.get(name, 0) + 1
                 if right is not None:
                     new.execute(f"INSERT INTO {CHANGED} VALUES (?, ?)", (name, rowid))
@@ -181,17 +182,20 @@ def select_rows(
         )
 
 
-def key_of(table: PlannedTable, row: Row) -> tuple[str, ...]:
-    """Return the key that a row has in the target, as texts."""
+def key_reader(table: PlannedTable) -> Callable[[Row], tuple[str, ...]]:
+    """Return the function that returns the key that a row has in the target, as texts."""
     places = {column.name: place for place, column in enumerate(table.columns)}
-    texts = []
-    for name in table.key:
-        column, stored = table.columns[places[name]], row[places[name]]
-        if column.target.type.name == "uuid":
-            texts.append(str(value.uuid_of(stored.decode())))
-        else:
-            texts.append(value.text(stored).decode())
-    return tuple(texts)
+    parts = [(places[name], table.columns[places[name]].target.type.name) for name in table.key]
+
+    def read_key(row: Row) -> tuple[str, ...]:
+        return tuple(
+            str(value.uuid_of(row[place].decode()))
+            if kind == "uuid"
+            else value.text(row[place]).decode()
+            for place, kind in parts
+        )
+
+    return read_key
 
 
 def keys_query(target: TargetTable, key: Sequence[str]) -> str:

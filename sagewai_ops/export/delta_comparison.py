@@ -24,7 +24,7 @@ from sagewai_ops.export.delta import (
     has_key,
     is_changed,
     key_columns,
-    key_of,
+    key_reader,
     keys_query,
     select_rows,
 )
@@ -181,8 +181,9 @@ async def _compare_rows(
         f"SELECT k.place, {columns} FROM {keys_query(target, table.key)}"
         f" JOIN ONLY {quoted(table.name)} AS t ON {has_key(table.key)} ORDER BY k.place"
     )
+    key_of = key_reader(table)
     for rows in _batches(select_rows(source, table, rowids)):
-        keys = [key_of(table, row) for row in rows]
+        keys = [key_of(row) for row in rows]
         pieces: list[bytes] = []
 
         async def receive(content: bytes, pieces: list[bytes] = pieces) -> None:
