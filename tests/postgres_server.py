@@ -25,9 +25,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import asyncpg
@@ -35,6 +37,8 @@ import pytest
 
 from sagewai_ops.database import url as database_url
 from sagewai_ops.schema import migrate_postgres
+
+Result = TypeVar("Result")
 
 DEBIAN = Path("/usr/lib/postgresql")
 PREFIX = "ops-pg-"
@@ -180,9 +184,17 @@ class Server:
 
     def restart(self) -> None:
         """Do as `pg_ctl restart -m immediate`: every session ends, and the server recovers."""
+        self.halt()
+        self.resume()
+
+    def halt(self) -> None:
+        """Do as `pg_ctl stop -m immediate`."""
         assert self._process
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(START_SECONDS)
+
+    def resume(self) -> None:
+        """Start again, and recover, after `halt`."""
         assert self._answers(self._programs, self.directory / "data")
 
     def stop(self) -> None:
@@ -242,7 +254,7 @@ class Server:
             finally:
                 await connection.close()
 
-        asyncio.run(execute())
+        _run(execute())
 
     def rows(self, database: str, query: str, *arguments: object) -> list[tuple[object, ...]]:
         """Return what a query answers, one tuple for each row."""
@@ -254,7 +266,7 @@ class Server:
             finally:
                 await connection.close()
 
-        return asyncio.run(fetch())
+        return _run(fetch())
 
     @contextlib.contextmanager
     def session(self, database: str, *statements: str) -> Iterator[None]:
@@ -321,6 +333,16 @@ class Server:
         if self.user is not None and self.group is not None:
             for directory in (self.directory, data):
                 os.chown(directory, self.user, self.group)
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine, also where an event loop of this thread waits for the caller."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 async def _migrate(url: str, revision: str) -> None:
