@@ -10,8 +10,10 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from unittest import mock
 
 import litestream
@@ -19,7 +21,10 @@ from engine_repositories import ENGINES
 from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
+from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, copy_database
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, RemoteError
+from sagewai_ops.export import export, live_first
+from sagewai_ops.export.delta import Delta, apply_delta
 from sagewai_ops.swap import mounts
 
 OCCUPIED = 15  # a second run's answer where the first has completed
@@ -162,6 +167,33 @@ def _split() -> contextlib.AbstractContextManager[object]:
 def _mounted() -> contextlib.AbstractContextManager[object]:
     """Make the home a mount point, whose name cannot change."""
     return mock.patch.object(mounts, "is_mount", lambda path: path.name == "home")
+
+
+@contextlib.contextmanager
+def _written_between_copies() -> Iterator[None]:
+    """Make the first frozen copy one of an earlier state of the home, so that rows differ."""
+    def copy_earlier(*arguments: Any, **options: Any) -> DatabaseCopy:
+        made = copy_database(*arguments, **options)
+        with contextlib.closing(sqlite3.connect(made.path)) as connection:
+            connection.execute("UPDATE agent_runs SET output_text = 'earlier'")
+            connection.execute("DELETE FROM cost_records")
+            connection.execute(
+                "INSERT INTO cost_records (id, project_id, agent_name, model, cost_usd, tokens)"
+                " VALUES (9001, 'p', 'a', 'm', 1, 1)"
+            )
+            connection.commit()
+        return made
+
+    async def apply(*arguments: Any, **options: Any) -> Delta:
+        delta = await apply_delta(*arguments, **options)
+        assert delta.deleted == delta.sent == {"agent_runs": 1, "cost_records": 1}
+        return delta
+
+    with (
+        mock.patch.object(export, "copy_database", copy_earlier),
+        mock.patch.object(live_first, "apply_delta", apply),
+    ):
+        yield
 
 
 CASES = (
@@ -528,6 +560,7 @@ CASES = (
         "export-to-postgres --live-first",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url, "--live-first", "--stop-command", "true"),
+        within=_written_between_copies,
         codes_done=(OCCUPIED,),
         variables=server_url,
         recover=RECOVER,
