@@ -10,18 +10,22 @@ import signal
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cut_connection import COMMIT, cutting
+from other_process import running
 from postgres_server import Server
 from sagewai_ops.database.url import PostgresUrl, parse
 from sagewai_ops.errors import (
     DamagedError,
     DifferenceError,
     InterruptedRunError,
+    NoSpaceError,
     PermissionDeniedError,
     RemoteError,
     TargetBusyError,
@@ -31,7 +35,17 @@ from sagewai_ops.export.live_first import STOP, STOPPED, UNCHANGED, LiveFirst, S
 from sagewai_ops.export.report import Report
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import PLACE
-from targets import at_head, copy_of, counts_of, exported, home_with, opened_elsewhere, state_of
+from targets import (
+    at_head,
+    copy_of,
+    counts_of,
+    exported,
+    home_with,
+    opened_elsewhere,
+    small_directory,
+    state_of,
+    url_of,
+)
 
 Change = Callable[[sqlite3.Connection], object]
 
@@ -191,6 +205,21 @@ def test_a_vacuum_is_correct_and_reported(home: Home, postgres: Server) -> None:
     require_equal(home, postgres, database)
 
 
+def test_rows_that_move_to_other_pages_are_not_sent(home: Home, postgres: Server) -> None:
+    """One row grows, its neighbours have to move: only that one is replaced."""
+    database = at_head(postgres)
+    grow = "UPDATE agent_runs SET output_text = hex(zeroblob(1200)) WHERE rowid = 350"
+
+    report, _ = run_live_first(home, postgres, database, execute(grow))
+
+    caught_up = report.caught_up
+    assert report.committed
+    assert caught_up is not None
+    assert (caught_up.deleted, caught_up.sent) == (1, 1)
+    assert caught_up.changed_pages > 2
+    require_equal(home, postgres, database)
+
+
 def test_many_changes_are_found_without_the_pages(
     home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +309,48 @@ def test_a_process_that_does_not_stop_ends_the_export(home: Home, postgres: Serv
     assert events == [STOP, UNCHANGED]
     assert state_of(postgres, database) == before
     assert not (home.root / PLACE).exists()
+
+
+WRITER = """
+import sqlite3, time
+connection = sqlite3.connect(sys.argv[1], timeout=60)
+connection.execute("UPDATE budget_spend SET cost_usd = 0")
+connection.commit()
+pause()
+while True:
+    connection.execute("UPDATE budget_spend SET cost_usd = cost_usd + 1")
+    connection.commit()
+    time.sleep(0.005)
+"""
+
+
+def test_a_writer_that_never_stops_ends_the_export(home: Home, postgres: Server) -> None:
+    """Exit 15: it wrote before the stop and after it, and the target has nothing."""
+    database = at_head(postgres)
+    before = state_of(postgres, database)
+    events: list[str] = []
+    amounts: list[float] = []
+
+    def notify(event: str) -> None:
+        events.append(event)
+        query = "SELECT max(cost_usd) FROM budget_spend"
+        with contextlib.closing(sqlite3.connect(home.database, timeout=60)) as connection:
+            amounts.extend(connection.execute(query).fetchone())
+
+    phase = LiveFirst(notify, StopOptions(wait_seconds=0.5))
+    with running(WRITER, str(home.database)) as writer:
+        assert writer.process.stdin
+        writer.process.stdin.write("\n")
+        writer.process.stdin.flush()
+        with pytest.raises(TargetBusyError, match=f"in use by .*pid {writer.pid}") as met:
+            exported(home, postgres, database, live_first=phase)
+
+    assert met.value.exit_code == 15
+    assert events == [STOP, UNCHANGED]
+    assert 0 < amounts[0] < amounts[1]
+    assert state_of(postgres, database) == before
+    assert not (home.root / PLACE).exists()
+    assert not list(home.root.parent.glob("home.exports/.*"))
 
 
 def test_a_writer_after_the_stop_ends_the_export(home: Home, postgres: Server) -> None:
@@ -568,6 +639,81 @@ def test_a_server_that_restarts_while_it_waits_ends_the_export(
     with opened_elsewhere(home), pytest.raises(RemoteError):
         exported(home, postgres, database, live_first=phase)
 
+    assert state_of(postgres, database) == before
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        300_000,  # bytes of the bulk
+        b"SET LOCAL enable_hashjoin = off",
+        b"DELETE FROM ONLY",
+        b"SET LOCAL enable_hashjoin = DEFAULT",
+        b"pg_catalog.count(*) FROM ONLY",
+    ],
+)
+def test_a_connection_that_is_cut_leaves_nothing(
+    home: Home, postgres: Server, end: int | bytes
+) -> None:
+    """Exit 19 in two lines; a second run arrives."""
+    database = at_head(postgres)
+    before = state_of(postgres, database)
+    url = url_of(postgres, database)
+    events: list[str] = []
+
+    def notify(event: str) -> None:
+        events.append(event)
+        if event == STOP:
+            write(home, CHANGES["parents"])
+
+    with cutting(postgres, end) as port:
+        cut = replace(url, hosts=(("127.0.0.1", port),))
+        with pytest.raises(RemoteError) as met:
+            export(home, cut, Options(live_first=LiveFirst(notify)))
+
+    assert met.value.exit_code == 19
+    assert met.value.hint
+    assert "\n" not in met.value.message + met.value.hint
+    assert events == ([] if isinstance(end, int) else [STOP, STOPPED, UNCHANGED])
+    assert state_of(postgres, database) == before
+    assert not list(home.root.parent.glob("home.exports/.*"))
+    report, _ = run_live_first(home, postgres, database, CHANGES["updated"])
+    assert report.committed
+    require_equal(home, postgres, database)
+
+
+def test_a_connection_that_is_cut_at_the_commit_leaves_it_unknown(
+    home: Home, postgres: Server
+) -> None:
+    """Then the home must not be used before `recover` has found out, and no event permits it."""
+    url = url_of(postgres, at_head(postgres))
+    events: list[str] = []
+
+    with cutting(postgres, COMMIT) as port:
+        cut = replace(url, hosts=(("127.0.0.1", port),), timeout_seconds=1)
+        with pytest.raises(RemoteError, match="unknown") as met:
+            export(home, cut, Options(live_first=LiveFirst(events.append)))
+
+    assert met.value.hint.endswith("recover --url-file FILE")
+    assert events == [STOP, STOPPED]
+
+
+def test_a_disk_without_space_for_two_copies_ends_it_before_the_stop(
+    home: Home, postgres: Server, tmp_path: Path
+) -> None:
+    """The duplicate is made before anything is sent."""
+    database = at_head(postgres)
+    before = state_of(postgres, database)
+    events: list[str] = []
+    size = home.database.stat().st_size
+
+    with (
+        small_directory(tmp_path / "small", str(size * 3 // 2)) as place,
+        pytest.raises(NoSpaceError, match=r"second\.db: no space left"),
+    ):
+        exported(home, postgres, database, live_first=LiveFirst(events.append), work_dir=place)
+
+    assert events == []
     assert state_of(postgres, database) == before
 
 
