@@ -8,6 +8,7 @@ hundred changed. Then the larger home, and the vectors. Processor time is that o
 and of the server's sessions together. Prints Markdown; needs Linux.
 
     .venv/bin/python tests/benchmarks/bench_export.py [--rows N] [--vectors N] [--skip-large]
+    .venv/bin/python tests/benchmarks/bench_export.py --stopped [--rows N]  # --live-first alone
 """
 
 import argparse
@@ -99,6 +100,7 @@ def main() -> int:
     parser.add_argument("--vectors", type=int, default=VECTORS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--skip-large", action="store_true")
+    parser.add_argument("--stopped", action="store_true")
     arguments = parser.parse_args()
     for directory in ("sagewai_ops", "commands"):  # as an installer leaves them
         compileall.compile_dir(REPOSITORY / directory, quiet=1)
@@ -106,6 +108,8 @@ def main() -> int:
     server.start()
     try:
         print(f"Measured on {machine(REPOSITORY)}, {server.installation.name}.\n")
+        if arguments.stopped:
+            return 0 if _stopped(server, arguments.rows) <= LIMIT_STOPPED else 1
         kept = _measure(server, arguments.rows, arguments.vectors, arguments.rounds, slow=True)
         if not arguments.skip_large:
             kept &= _measure(server, LARGE_ROWS, LARGE_VECTORS, 1, slow=False)
@@ -159,6 +163,14 @@ def _measure(server: Server, rows: int, vectors: int, rounds: int, *, slow: bool
         and parts <= LIMIT_RESUMABLE * plain
         and stopped <= LIMIT_STOPPED
     )
+
+
+def _stopped(server: Server, rows: int) -> float:
+    """Return how many seconds --live-first stops a home of one size."""
+    with tempfile.TemporaryDirectory(prefix="sagewai-ops-bench-") as directory:
+        site = Site(Path(directory) / "home", server, Path(directory))
+        print(f"{_build(site, rows, 0)} rows, {site.database.stat().st_size / 1e6:.0f} MB.\n")
+        return _stopped_seconds(site)
 
 
 def _build(site: Site, rows: int, vectors: int) -> int:
