@@ -172,6 +172,7 @@ def _mounted() -> contextlib.AbstractContextManager[object]:
 @contextlib.contextmanager
 def _written_between_copies() -> Iterator[None]:
     """Make the first frozen copy one of an earlier state of the home, so that rows differ."""
+
     def copy_earlier(*arguments: Any, **options: Any) -> DatabaseCopy:
         made = copy_database(*arguments, **options)
         with contextlib.closing(sqlite3.connect(made.path)) as connection:
