@@ -157,7 +157,7 @@ def copy_snapshots(
     missing = [item for item in chosen if item.id not in pruned and not _is_present(item, there)]
     for item in missing:
         _require_allowed(item, target, options)
-        if item.id in there:
+        if item.id in there and not _lacks_card(item, there[item.id]):
             is_same = _has_same_archive(item, there[item.id])
             problem = "its metadata file is not authentic" if is_same else "exists and differs"
             raise TargetBusyError(
@@ -197,6 +197,22 @@ def _has_same_archive(item: Snapshot, other: Snapshot) -> bool:
         and other.size_bytes == item.size_bytes
         and other.card.get("archive_sha256") == item.card.get("archive_sha256")
     )
+
+
+def _lacks_card(item: Snapshot, other: Snapshot) -> bool:
+    """Return whether a copy lacks only its metadata file, as after a full disk: it is copied again.
+
+    Raises:
+        OSError: The copy cannot be read.
+    """
+    if "archive_sha256" in other.card or other.size_bytes != item.size_bytes:
+        return False
+    if is_remote(other.path) or has_trees(other.path):
+        return False
+    digest = hashlib.sha256()
+    for piece in read_archive(other.path):
+        digest.update(piece)
+    return digest.hexdigest() == item.card.get("archive_sha256")
 
 
 def _is_tree(item: Snapshot) -> bool:

@@ -123,6 +123,31 @@ def test_another_archive_of_the_name_is_not_overwritten(
     assert store.objects[name][0] == b"other"
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_copy_without_a_metadata_file_is_completed(
+    home: Path, tmp_path: Path, *, same: bool
+) -> None:
+    """As after a full disk; but other bytes of that name are another archive."""
+    source, to = home.with_name("home.snapshots"), tmp_path / "copy"
+    assert _copy(home, source, to, "--all").code == 0
+    archive = max(to.glob("sagewai-*.age"))
+    card = archive.with_name(f"{archive.name}.json")
+    whole = card.read_bytes()
+    card.unlink()
+    content = archive.read_bytes()
+    if not same:
+        content = content[:-1] + bytes([content[-1] ^ 1])
+        archive.write_bytes(content)
+
+    answer = _copy(home, source, to, "--all")
+
+    assert answer.code == (0 if same else 15), answer
+    assert archive.read_bytes() == content
+    assert card.exists() == same
+    if same:
+        assert card.read_bytes() == whole
+
+
 @pytest.mark.parametrize("is_signed", [True, False])
 def test_copy_with_a_forged_metadata_file_does_not_count(
     home: Path, stores: dict[str, MemoryStore], *, is_signed: bool
