@@ -70,7 +70,8 @@ async def _abandon(
                 await _require_own_move(home, url, connection)
                 progress = await incoming.read_progress(connection)
                 report.resumable = Resumable(
-                    rows_before=sum(progress.rows.values()), ranges_before=progress.ranges
+                    rows_before=sum(progress.rows.values()),
+                    ranges_before=sum(progress.ranges.values()),
                 )
         if unfinished_export.exists(directory):
             report.resumable = report.resumable or Resumable()

@@ -135,10 +135,10 @@ ORDER BY 1
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The rows that the schema has of each table, and how many ranges they came in."""
+    """The rows that the schema has of each table, and in how many ranges they came."""
 
     rows: Mapping[str, int]
-    ranges: int
+    ranges: Mapping[str, int]
 
 
 @asynccontextmanager
@@ -252,7 +252,8 @@ async def read_progress(connection: Server) -> Progress:
     """Return which rows are there."""
     found = await connection.fetch(f"SELECT name, rows, ranges FROM {SCHEMA}.{ROWS_TABLE}")
     return Progress(
-        {row["name"]: int(row["rows"]) for row in found}, sum(int(row["ranges"]) for row in found)
+        {row["name"]: int(row["rows"]) for row in found},
+        {row["name"]: int(row["ranges"]) for row in found},
     )
 
 

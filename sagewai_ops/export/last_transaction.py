@@ -113,11 +113,11 @@ async def finish(
             report.server, report.migrated = found.version, True
             await incoming.use(connection)
             await incoming.lock_tables(work.url, connection)
-            await _require_complete(connection, plan, state)
+            there = await _require_complete(connection, plan, state)
             await incoming.drop_own_tables(connection)
             session = Session(connection, found.version, migrated=True)
             session.tables = _with_searched(await read_tables(connection), state)
-            await _constrain(run, session, comparer, plan, state)
+            await _constrain(run, session, comparer, plan, state, there)
             await incoming.move_to(connection, _unquoted(found.schema))
             with timed(report, "learnings"):
                 report.learnings = await learnings.copy_learnings(
@@ -148,11 +148,12 @@ def _refuse_learnings(work: Work) -> None:
 
 async def _require_complete(
     connection: asyncpg.Connection[asyncpg.Record], plan: Plan, state: Unfinished
-) -> None:
+) -> incoming.Progress:
     binding = await incoming.read_binding(connection)
     progress = await incoming.read_progress(connection)
     if binding != state.binding or progress.rows != {t.name: t.rows for t in plan.tables}:
         raise DamagedError(f"schema {incoming.SCHEMA}: its records were changed", hint=START_AGAIN)
+    return progress
 
 
 def _with_searched(tables: dict[str, TargetTable], state: Unfinished) -> dict[str, TargetTable]:
@@ -165,7 +166,12 @@ def _with_searched(tables: dict[str, TargetTable], state: Unfinished) -> dict[st
 
 
 async def _constrain(
-    run: Run, session: Session, comparer: Worker, plan: Plan, state: Unfinished
+    run: Run,
+    session: Session,
+    comparer: Worker,
+    plan: Plan,
+    state: Unfinished,
+    there: incoming.Progress,
 ) -> None:
     """Compare every row, create the indexes and the foreign keys, and set the sequences.
 
@@ -175,7 +181,7 @@ async def _constrain(
     """
     try:
         with refusals_of_rows():
-            await _compare(run, session, comparer, plan, state)
+            await _compare(run, session, comparer, plan, state, there)
     except RefusedByServerError as error:
         raise DifferenceError(
             f"table {error.table}: {error.constraint}: {error.message}"
@@ -183,7 +189,12 @@ async def _constrain(
 
 
 async def _compare(
-    run: Run, session: Session, comparer: Worker, plan: Plan, state: Unfinished
+    run: Run,
+    session: Session,
+    comparer: Worker,
+    plan: Plan,
+    state: Unfinished,
+    there: incoming.Progress,
 ) -> None:
     work, report, connection = run.work, run.report, session.connection
     await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
@@ -192,7 +203,8 @@ async def _compare(
     async with open_comparison(connection, comparer, plan, progress=work.progress) as comparison:
         by_name = {table.name: table for table in report.tables}
         for planned in plan.tables:
-            await comparison.read_back(planned)
+            # One range is stored in order if it was frozen; later ones also fill gaps.
+            await comparison.read_back(planned, sort=there.ranges[planned.name] > 1)
             begun = time.monotonic()
             for statement in state.indexes.get(planned.name, ()):
                 await connection.execute(statement)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -226,8 +226,6 @@ async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
     Returns:
         The truncated tables; none where the server does not allow it.
     """
-    import asyncpg
-
     names = set(_large(plan))
     while True:
         referring = {
@@ -238,18 +236,25 @@ async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
         if referring <= names:
             break
         names |= referring
+    return frozenset(names if await truncate(session.connection, names) else ())
+
+
+async def truncate(connection: asyncpg.Connection[asyncpg.Record], names: Collection[str]) -> bool:
+    """Truncate tables together, if the server allows it; return whether it did."""
+    import asyncpg
+
     if not names:
-        return frozenset()
-    savepoint = session.connection.transaction()
+        return False
+    savepoint = connection.transaction()
     await savepoint.start()
     try:
         listed = ", ".join(quoted(name) for name in sorted(names))
-        await session.connection.execute(f"TRUNCATE TABLE {listed}")
+        await connection.execute(f"TRUNCATE TABLE {listed}")
     except asyncpg.PostgresError:
         await savepoint.rollback()
-        return frozenset()
+        return False
     await savepoint.commit()
-    return frozenset(names)
+    return True
 
 
 def _large(plan: Plan) -> list[str]:

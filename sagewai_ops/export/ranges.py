@@ -18,9 +18,11 @@ from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import DamagedError, DifferenceError, OpsError
 from sagewai_ops.export import incoming
 from sagewai_ops.export.convert.batch import SIGNATURE
+from sagewai_ops.export.load import truncate
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.pipeline import worker
+from sagewai_ops.export.pipeline.deferred_indexes import DEFERRED_ROWS
 from sagewai_ops.export.pipeline.sender import Worker, wait_for_copy
 from sagewai_ops.export.report import TableReport
 from sagewai_ops.progress import Progress
@@ -148,7 +150,10 @@ class RangeSender:
     async def _send_range(self, table: PlannedTable) -> None:
         """Send rows of a table until the transaction has enough, or the reader has no more."""
         before = self._there.get(table.name, 0)
-        rows = await self._send_rows(table)
+        # Frozen rows are stored in order and need no later vacuum; only the first can be frozen.
+        is_large = table.rows >= DEFERRED_ROWS
+        freeze = is_large and not before and await truncate(self._connection, [table.name])
+        rows = await self._send_rows(table, freeze=freeze)
         await incoming.record_rows(self._connection, table.name, before, rows)
         self._there[table.name] = before + rows
         wanted = self._reports[table.name].rows
@@ -157,7 +162,7 @@ class RangeSender:
                 f"table {table.name}: {wanted} rows to copy, {before + rows} stored"
             )
 
-    async def _send_rows(self, table: PlannedTable) -> int:
+    async def _send_rows(self, table: PlannedTable, *, freeze: bool) -> int:
         """Send rows of the current table; it is None afterwards if it is complete."""
         report = self._reports[table.name]
         started = time.monotonic()
@@ -201,6 +206,7 @@ class RangeSender:
                 source=rows(),
                 columns=[column.name for column in table.columns],
                 format="binary",
+                freeze=freeze,
             ),
         )
         if failures:

@@ -211,7 +211,8 @@ async def _move(run: Run) -> bool:
         async with incoming.transaction(work.url, connection):
             there = await incoming.read_progress(connection)
         resumable = run.resumable
-        resumable.rows_before, resumable.ranges_before = sum(there.rows.values()), there.ranges
+        resumable.rows_before = sum(there.rows.values())
+        resumable.ranges_before = sum(there.ranges.values())
         resumable.begun_at = state.started_at
         with open_copy(work.copy) as source:
             rest = rest_of(source, plan, there.rows)

@@ -34,7 +34,7 @@ async def verify(
     try:
         async with open_comparison(connection, comparer, plan, progress=progress) as comparison:
             for planned in plan.tables:
-                await comparison.read_back(planned)
+                await comparison.read_back(planned, sort=True)
             await comparison.finish()
             unplanned = await _check_unplanned(session, plan, report)
             await check_results(comparison, report, OUTCOME, others=unplanned)

@@ -177,6 +177,31 @@ def test_a_second_run_sends_what_is_missing(home: Home, postgres: Server) -> Non
     assert not directory.exists()
 
 
+@pytest.mark.usefixtures("small_ranges")
+def test_rows_in_gaps_of_earlier_pages_need_no_second_comparison(
+    tmp_path: Path, every_postgres: Server
+) -> None:
+    """Such as short rows among long ones; that the server has disordered them is checked too."""
+
+    def enlarge(connection: sqlite3.Connection) -> None:
+        connection.execute(f"UPDATE {LARGE} SET output_text = hex(randomblob(rowid * 37 % 1500))")
+
+    home = home_with(tmp_path / "home", enlarge, rows_in={LARGE: 2000})
+    database = every_postgres.create()
+    stages: set[str] = set()
+
+    report = resumed(home, every_postgres, database, lambda stage, _done, _all: stages.add(stage))
+
+    assert report.committed
+    assert f"compare {LARGE}" in stages
+    assert not {stage for stage in stages if "by key" in stage}
+    stored = every_postgres.rows(database, f"SELECT run_id FROM {LARGE}")
+    with contextlib.closing(sqlite3.connect(home.database)) as connection:
+        sent = connection.execute(f"SELECT run_id FROM {LARGE} ORDER BY rowid").fetchall()
+    assert stored != sent
+    assert sorted(stored) == sorted(sent)
+
+
 def test_killed_after_any_table_it_is_continued(home: Home, postgres: Server) -> None:
     """And after the comparison of any: the same rows arrive, once."""
     plan = exported(home, postgres, postgres.create(), purpose="plan")

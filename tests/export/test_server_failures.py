@@ -40,6 +40,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.export import load, target_session
+from sagewai_ops.export.compare import source_order
 from sagewai_ops.export.export import Options, export
 from sagewai_ops.export.pipeline import comparer, sender, worker
 from sagewai_ops.export.workdir import export_directory
@@ -592,8 +593,12 @@ def test_blocks_are_compared_here_when_the_other_process_is_busy(
         exported(home, postgres, database, purpose="verify")
 
 
-def test_rows_in_another_order_are_the_same_rows(home: Home, postgres: Server) -> None:
-    """Then they are compared by key; and the hashes of all events, too."""
+@pytest.mark.parametrize("aside_bytes", [source_order.ASIDE_BYTES, 0])
+def test_rows_in_another_order_are_the_same_rows(
+    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch, aside_bytes: int
+) -> None:
+    """Few are put in order, else all are compared by key; and the hashes of all events, too."""
+    monkeypatch.setattr(source_order, "ASIDE_BYTES", aside_bytes)
     database = at_head(postgres)
     events = next(
         table for table in exported(home, postgres, database).tables if table.name == "audit_event"

@@ -197,8 +197,8 @@ class ComparisonInOrder:
         return None
 
 
-def key_query(table: PlannedTable) -> str:
-    """Return the query of all source rows in the key order of `target_query`."""
+def key_expressions(table: PlannedTable) -> list[str]:
+    """Return the expressions of the key's columns in the source, as the server's texts."""
     keys = []
     for name in table.key:
         column = next(column for column in table.columns if column.name == name)
@@ -206,6 +206,12 @@ def key_query(table: PlannedTable) -> str:
             keys.append(f"CAST({UUID_FUNCTION}(CAST({column.expression} AS BLOB)) AS TEXT)")
         else:
             keys.append(f"CAST({column.expression} AS TEXT)")
+    return keys
+
+
+def key_query(table: PlannedTable) -> str:
+    """Return the query of all source rows in the key order of `target_query`."""
+    keys = key_expressions(table)
     columns = [column.expression for column in table.columns]
     order = ", ".join(str(place + 1) for place in range(len(keys)))
     return f"SELECT {', '.join([*keys, *columns])} FROM {table.source()} ORDER BY {order}"

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from sagewai_ops.export.compare.rows import ComparisonInOrder, Result, read_result, target_query
+from sagewai_ops.export.compare.source_order import SourceOrder
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.pipeline import worker
@@ -73,6 +74,7 @@ class Comparison:
     ) -> None:
         self._connection = connection
         self._comparer = comparer
+        self._source = source
         self._plan = plan
         self._progress = progress
         self._local = [ComparisonInOrder(source, table) for table in plan.tables]
@@ -81,20 +83,31 @@ class Comparison:
         self._queue_bytes = 0
         self._has_blocks = asyncio.Event()
 
-    async def read_back(self, table: PlannedTable) -> None:
-        """Read a table's rows from the server; `finish` waits until they are compared."""
+    async def read_back(self, table: PlannedTable, *, sort: bool = False) -> None:
+        """Read a table's rows from the server; `finish` waits until they are compared.
+
+        Args:
+            sort: The server may have stored some rows in another order.
+        """
         number = self._plan.tables.index(table)
         blocks = _Blocks()
+        order = SourceOrder(self._source, table) if sort and table.key else None
+
+        async def add(block: bytes) -> None:
+            if block and order:
+                block = order.sort(block)
+            if block:
+                await self._add_block(number, block)
 
         async def feed(content: bytes) -> None:
-            if block := blocks.cut(content):
-                await self._add_block(number, block)
+            await add(blocks.cut(content))
 
         await self._connection.copy_from_query(
             target_query(table, by_key=False), output=feed, format="text"
         )
-        if block := blocks.flush():
-            await self._add_block(number, block)
+        await add(blocks.flush())
+        if order and (rest := order.flush()):
+            await self._add_block(number, rest)
 
     async def finish(self) -> None:
         """Compare the blocks that are still queued, without the server."""
