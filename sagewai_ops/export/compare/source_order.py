@@ -37,6 +37,7 @@ class SourceOrder:
         names = [column.name for column in table.columns]
         self._places = [names.index(name) for name in table.key]
         self._is_single = len(self._places) == 1
+        self._is_first = self._places == [0] and len(names) > 1
         self._cursor = source.execute(
             f"SELECT {', '.join(key_expressions(table))} FROM {table.source()} ORDER BY rowid"
         )
@@ -61,7 +62,7 @@ class SourceOrder:
         return rest
 
     def _are_next(self, keys: list[Key]) -> bool:
-        """Take the keys of the source's next rows, if these are the same."""
+        """Return whether the source's next rows have these keys, and then proceed behind them."""
         following = self._following
         missing = len(keys) - len(following)
         rows = self._cursor.fetchmany(missing) if missing > 0 else []
@@ -103,7 +104,7 @@ class SourceOrder:
 
     def _keys(self, content: bytes) -> list[Key]:
         """Return the keys of lines, as the server wrote them."""
-        if self._places == [0]:
+        if self._is_first:
             return _first_fields(content)
         limit = max(self._places) + 1
         take = itemgetter(*self._places)  # of one place: no tuple
