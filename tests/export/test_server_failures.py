@@ -296,6 +296,23 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
     assert counts_of(postgres, database) == {}
 
 
+def test_a_process_that_is_far_ahead_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a full disk on the server: nobody reads what it has encoded."""
+    monkeypatch.setattr(
+        worker, "program", lambda _root: "import sys; sys.stdout.buffer.write(bytes(10**8))"
+    )
+
+    async def leave() -> None:
+        async with sender.start_workers(tmp_path / "copy.db", 1) as (reader,):
+            transport = reader._process._transport.get_pipe_transport(1)  # type: ignore[attr-defined]
+            while transport.is_reading():
+                await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+
+
 def test_orders_for_a_process_that_is_gone_are_dropped_in_silence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -139,17 +139,23 @@ async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
         # itself finds that the process has ended.
         with suppress(ProcessLookupError):
             process.kill()
-        if process.stdin is not None:
-            process.stdin.close()
+        # Both pipes: of one that is not read, since the worker is far ahead, asyncio never sees the
+        # end, and waits for it.
+        for pipe in _pipes(process):
+            pipe.close()
         await process.wait()
 
 
 def _enlarge_pipes(process: asyncio.subprocess.Process) -> None:
     """Enlarge the pipes from 64 KiB, for fewer iterations of the event loop."""
+    for transport in _pipes(process):
+        enlarge_pipe(transport.get_extra_info("pipe").fileno())
+
+
+def _pipes(process: asyncio.subprocess.Process) -> list[asyncio.BaseTransport]:
+    """Return the transports of stdin and stdout."""
     transport = process._transport  # type: ignore[attr-defined] # noqa: SLF001
-    for number in (0, 1):
-        pipe = transport.get_pipe_transport(number).get_extra_info("pipe")
-        enlarge_pipe(pipe.fileno())
+    return [transport.get_pipe_transport(number) for number in (0, 1)]
 
 
 async def send_tables(
