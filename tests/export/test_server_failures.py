@@ -299,7 +299,7 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
 def test_a_process_that_is_far_ahead_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after a full disk on the server: nobody reads what it has encoded."""
+    """As after a full disk on the server: what it has encoded is not read."""
     monkeypatch.setattr(
         worker, "program", lambda _root: "import sys; sys.stdout.buffer.write(bytes(10**8))"
     )
