@@ -22,7 +22,13 @@ from proof import beginnings
 from proof.beginnings import Bench, Words, opened, recipient, server_url
 from proof.worlds import World
 from sagewai_ops.database.sqlite.online_copy import DatabaseCopy, copy_database
-from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, RemoteError
+from sagewai_ops.errors import (
+    EXIT_DONE,
+    EXIT_FINDINGS,
+    EXIT_INCOMPLETE,
+    DifferenceError,
+    RemoteError,
+)
 from sagewai_ops.export import export, live_first
 from sagewai_ops.export.delta import Delta, apply_delta
 from sagewai_ops.swap import mounts
@@ -187,7 +193,9 @@ def _written_between_copies() -> Iterator[None]:
 
     async def apply(*arguments: Any, **options: Any) -> Delta:
         delta = await apply_delta(*arguments, **options)
-        assert delta.deleted == delta.sent == {"agent_runs": 1, "cost_records": 1}
+        if not delta.deleted == delta.sent == {"agent_runs": 1, "cost_records": 1}:
+            # An attacker may have moved the copy away; any other run does not end so.
+            raise DifferenceError(f"copies: {delta.deleted} and {delta.sent} differ", hint="true")
         return delta
 
     with (
