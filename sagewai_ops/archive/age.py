@@ -160,13 +160,15 @@ def encrypting(sink: Sink, encryption: Encryption | None) -> Iterator[Sink]:
     if encryption is None:
         yield sink
         return
-    with uninterrupted():  # a signal must not lose its thread
-        encrypted = open_encrypted_sink(sink, encryption)
+    encrypted: EncryptedSink | None = None
     try:
+        with uninterrupted():  # a signal must not lose its thread
+            encrypted = open_encrypted_sink(sink, encryption)
         yield encrypted
         encrypted.close()
     except BaseException:
-        encrypted.abandon()
+        if encrypted:
+            encrypted.abandon()
         raise
 
 
