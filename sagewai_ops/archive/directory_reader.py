@@ -17,6 +17,7 @@ from sagewai_ops.archive.authentication import MAC_BYTES, NO_MAC
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
@@ -26,7 +27,6 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.reader import (
     MAX_HEADER_BYTES,
-    MAX_MANIFEST_BYTES,
     ArchiveReader,
     EntryChecks,
 )

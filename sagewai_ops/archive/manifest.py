@@ -16,7 +16,7 @@ from typing import Any
 
 from sagewai_ops.archive.packed_list import PackedList
 from sagewai_ops.archive.validation import check_header, check_manifest, is_text
-from sagewai_ops.errors import DamagedError, SchemaAheadError
+from sagewai_ops.errors import DamagedError, SchemaAheadError, UsageError
 from sagewai_ops.records import dataclass
 
 # The newest format that this program reads, and the one that it writes. Version 2 adds the
@@ -26,6 +26,7 @@ PLAIN_FORMAT_VERSION = 1  # the first one
 OUTSIDE_LINKS_DIRECTORY = "data/"  # the only place of links that lead out of the home
 HEADER_NAME = "snapshot.json"
 MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 # The last field of the manifest, with each entry on a line of its own: docs/format.md, section 7.
 _ENTRIES = ' "entries": ['
 _COMPRESSED_LINES = 4096
@@ -138,7 +139,10 @@ def decode_header(content: bytes) -> Header:
 
 
 class ManifestBuilder:
-    """Collect the entries of `manifest.json`, compressed, so that a long one fits in memory."""
+    """Collect the entries of `manifest.json`, compressed, so that a long one fits in memory.
+
+    Both methods raise UsageError if no reader would accept it; docs/format.md, section 9.
+    """
 
     def __init__(self, format_version: int = PLAIN_FORMAT_VERSION) -> None:
         self._format_version = format_version
@@ -151,6 +155,7 @@ class ManifestBuilder:
         is_first = not (self._compressed or self._lines)
         line = (b"\n" if is_first else b",\n") + json.dumps(_as_json(entry)).encode()
         self._text_bytes += len(line)
+        _check_length(self._text_bytes)
         self._lines.append(line)
         if len(self._lines) == _COMPRESSED_LINES:
             self._compress()
@@ -161,11 +166,21 @@ class ManifestBuilder:
         head = json.dumps({"format": self._format_version, **facts}, indent=1).removesuffix("\n}")
         start, end = f"{head},\n{_ENTRIES}".encode(), b"\n]}\n"
         pieces = itertools.chain((start,), map(zlib.decompress, self._compressed), (end,))
-        return len(start) + self._text_bytes + len(end), pieces
+        size_bytes = len(start) + self._text_bytes + len(end)
+        _check_length(size_bytes)
+        return size_bytes, pieces
 
     def _compress(self) -> None:
         self._compressed.append(zlib.compress(b"".join(self._lines), 1))
         self._lines.clear()
+
+
+def _check_length(size_bytes: int) -> None:
+    if size_bytes > MAX_MANIFEST_BYTES:
+        raise UsageError(
+            f"{MANIFEST_NAME}: lists more files than its {MAX_MANIFEST_BYTES >> 20} MiB can",
+            hint="sagewai-ops backup --exclude GLOB",
+        )
 
 
 def decode_manifest(

@@ -22,6 +22,7 @@ from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     PLAIN_FORMAT_VERSION,
     Entry,
     EntryType,
@@ -36,7 +37,6 @@ from sagewai_ops.errors import DamagedError
 from sagewai_ops.process.threads import ThreadPool
 
 MAX_HEADER_BYTES = 1024 * 1024
-MAX_MANIFEST_BYTES = 512 * 1024 * 1024
 # A manifest has a hash for each file, so a long one never compresses like this; a bomb does. One of
 # deeply nested directories has no hashes and long paths that repeat, but is below the second
 # number.

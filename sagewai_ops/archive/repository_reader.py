@@ -11,8 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import MAC_NAME, SUM_NAME, DirectoryReader
-from sagewai_ops.archive.manifest import HEADER_NAME, MANIFEST_NAME, Entry, EntryType
-from sagewai_ops.archive.reader import MAX_MANIFEST_BYTES
+from sagewai_ops.archive.manifest import (
+    HEADER_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    Entry,
+    EntryType,
+)
 from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.free_space import require_free_bytes

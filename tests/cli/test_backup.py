@@ -20,6 +20,7 @@ import pytest
 from home_builder import BuiltHome
 from program import COMMAND, PATIENCE_SECONDS, Answer, call, run, started, taken
 from pseudo_terminal import watched
+from sagewai_ops.archive import manifest
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.backup.results import BackupResult
 from sagewai_ops.fs import beneath, locks
@@ -689,6 +690,20 @@ def test_a_signal_at_the_start_of_encryption_ends_its_thread(
 
     assert answer.code == 143
     assert [thread for thread in threading.enumerate() if "age" in thread.name] == []
+
+
+def test_more_files_than_a_reader_accepts_are_refused(
+    home: BuiltHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the manifest is too long, not when the archive is read back."""
+    monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", 2000)
+
+    answer = call("--home", home.root, "backup", "--to", tmp_path / "snapshots")
+
+    assert answer.code == 2
+    assert "lists more files than" in answer.err
+    assert "--exclude GLOB" in answer.err
+    assert _names(tmp_path / "snapshots") == []
 
 
 @pytest.mark.parametrize("moment", ["copying", "half-commands", "verifying"])
