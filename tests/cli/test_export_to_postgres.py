@@ -602,7 +602,7 @@ def test_live_first_asks_people_to_stop_sagewai(home: Home, postgres: Server) ->
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("/nonexistent/stop", 10, "stop command /nonexistent/stop: no such file or directory"),
+        ("/no/such/stop", 10, "stop command /no/such/stop: no such file or directory"),
         ("sh -c 'echo secret; exit 3'", 15, "stop command sh: exit code 3"),
         ("sh -c 'kill -9 $$'", 15, "stop command sh: ended by signal 9"),
         ("sleep 60", 15, "stop command sleep: not ended within 1 s"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sagewai_ops.archive.age import Encryption, temporary_identity
+from sagewai_ops.archive.digest import Written
 from sagewai_ops.backup.create import create_snapshot
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.backup.run import BackupRun
@@ -67,10 +68,11 @@ def test_encrypted_backup_writes_no_plaintext_next_to_its_archive(
     seen: list[Path] = []
     write = BackupRun.write
 
-    def record(run: BackupRun, *arguments: Any) -> None:
+    def record(run: BackupRun, *arguments: Any) -> Written:
         seen.append(arguments[3])
-        write(run, *arguments)
+        written = write(run, *arguments)
         assert not [item for item in snapshots.iterdir() if item.is_dir()]
+        return written
 
     monkeypatch.setattr(BackupRun, "write", record)
     recipient, _identity = temporary_identity()
