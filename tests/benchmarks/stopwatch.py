@@ -1,12 +1,14 @@
 """What a command costs: wall time, processor time and the peak memory of all its processes.
 
 Memory is the resident set summed over the processes that live at the same moment, looked up in
-/proc every few milliseconds, and at least what the kernel states of the largest single process.
+/proc every few milliseconds, and at least what the kernel states of the largest single process,
+if that is more than the memory of the measuring process.
 Where there is no /proc it is only the latter.
 """
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import threading
@@ -72,12 +74,15 @@ def measure(
         watch.ended.set()
         watch.join()
         process.returncode = os.waitstatus_to_exitcode(status)
+    # The kernel counts the memory of this process too, whose copy each begins as.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = usage.ru_maxrss if usage.ru_maxrss > own or not watch.peak_bytes else 0
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit {process.returncode}, {output.decode()}")
     return Cost(
         wall_seconds=wall_seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=max(watch.peak_bytes, usage.ru_maxrss * _MAXRSS_BYTES),
+        peak_bytes=max(watch.peak_bytes, largest * _MAXRSS_BYTES),
     )
 
 
