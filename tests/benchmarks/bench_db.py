@@ -31,7 +31,7 @@ from sagewai_ops.schema.revision_graph import HEAD  # noqa: E402
 
 GIGABYTE_ROWS = 1_000_000  # of `large_home`, on which a home holds 1.03 GB
 # Sagewai's migrations against ours; checks against SQLite's; bytes.
-LIMIT_UPGRADE, LIMIT_CHECK, LIMIT_MEMORY = 1.5, 3.0, 150e6
+LIMIT_UPGRADE, LIMIT_CHECK, LIMIT_MEMORY = 1.5, 2.5, 150e6
 INTEGRITY = """
 import sqlite3, sys
 connection = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True)
