@@ -1,8 +1,9 @@
 """Open an archive or a mirror for reading."""
 
 import contextlib
+import hashlib
 import hmac
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -87,6 +88,23 @@ def read_archive(path: Path) -> Iterator[bytes]:
     with translate_os_errors(path), open(beneath.open_file(path), "rb", buffering=0) as stream:
         while piece := stream.read(_PIECE_BYTES):
             yield piece
+
+
+def archive_digest(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of the bytes that `read_archive` yields, as hex digits.
+
+    Args:
+        on_bytes: Called with the number of bytes read since the last call.
+
+    Raises:
+        As `read_archive`.
+    """
+    digest = hashlib.sha256()
+    for piece in read_archive(path):
+        digest.update(piece)
+        if on_bytes:
+            on_bytes(len(piece))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

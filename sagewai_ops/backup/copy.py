@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption, Encryption
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.archive.open import read_archive
+from sagewai_ops.archive.open import archive_digest, read_archive
 from sagewai_ops.backup.conversion import SOURCE_HASH, convert_to_archive, convert_to_tree
 from sagewai_ops.backup.create import check_directory, create_partial
 from sagewai_ops.backup.repository import stored_tree
@@ -209,10 +209,7 @@ def _lacks_card(item: Snapshot, other: Snapshot) -> bool:
         return False
     if is_remote(other.path) or has_trees(other.path):
         return False
-    digest = hashlib.sha256()
-    for piece in read_archive(other.path):
-        digest.update(piece)
-    return digest.hexdigest() == item.card.get("archive_sha256")
+    return archive_digest(other.path) == item.card.get("archive_sha256")
 
 
 def _is_tree(item: Snapshot) -> bool:

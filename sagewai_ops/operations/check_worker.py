@@ -135,11 +135,10 @@ def start_worker() -> Iterator[CheckWorker]:
     from sagewai_ops.process.parent import end_if_stopped
 
     interpreter = find_interpreter()
-    program = f"sys.path.append({interpreter.root!r}); from {__name__} import main; main()"
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            interpreter.command(program),
+            interpreter.module_command(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=interpreter.variables,

@@ -36,6 +36,13 @@ class Interpreter:
         """Return the command line that runs a program, which does not import from `""`."""
         return [*self.words, f"import sys\nsys.path[:] = filter(None, sys.path)\n{program}"]
 
+    def module_command(self, name: str) -> list[str]:
+        """Return the command line that runs `main` of one of our modules.
+
+        It can import the standard library and this package, and nothing else.
+        """
+        return self.command(f"sys.path.append({self.root!r})\nfrom {name} import main\nmain()")
+
 
 def keep_interpreter() -> None:
     """Open what `find_interpreter` needs, before this process takes another user's rights."""

@@ -263,7 +263,7 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
 
     def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            interpreter.command(program(interpreter.root)),
+            interpreter.module_command(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=interpreter.variables,
@@ -281,15 +281,6 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
         yield writer
         writer.finish()
         process.wait()
-
-
-def program(root: str) -> str:
-    """Return the program that starts this module.
-
-    Args:
-        root: The directory of our package.
-    """
-    return f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
 
 
 def main() -> None:

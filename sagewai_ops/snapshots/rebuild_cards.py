@@ -7,7 +7,6 @@ without a metadata file becomes a snapshot only if all of it can be verified.
 """
 
 import contextlib
-import hashlib
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
@@ -18,7 +17,7 @@ from typing import Any
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import EntryType
-from sagewai_ops.archive.open import open_archive, read_archive, size_of
+from sagewai_ops.archive.open import archive_digest, open_archive, size_of
 from sagewai_ops.archive.reader import ArchiveReader
 from sagewai_ops.errors import DamagedError, KeyMissingError, NotFoundError, SchemaAheadError
 from sagewai_ops.fs import locks
@@ -250,10 +249,11 @@ def _verify(reader: ArchiveReader, count: Callable[[float], None]) -> None:
 
 
 def _sha256(path: Path, count: Callable[[int], None]) -> str:
-    digest = hashlib.sha256()
     done = 0
-    for piece in read_archive(path):
-        digest.update(piece)
-        done += len(piece)
+
+    def read(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
         count(done)
-    return digest.hexdigest()
+
+    return archive_digest(path, read)

@@ -1,12 +1,11 @@
 """`snapshots verify`: read a snapshot and check every byte, and who wrote it."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.archive.open import open_archive, read_archive, size_of
+from sagewai_ops.archive.open import archive_digest, open_archive, size_of
 from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.records import dataclass
@@ -61,12 +60,7 @@ def verify_hash(
             f"snapshot {path}: no hash recorded, its metadata file is missing",
             hint="sagewai-ops snapshots list --rebuild",
         )
-    digest = hashlib.sha256()
-    count = byte_counter(progress, "verify", size_of(path))
-    for piece in read_archive(path):
-        digest.update(piece)
-        count(len(piece))
-    if digest.hexdigest() != recorded:
+    if archive_digest(path, byte_counter(progress, "verify", size_of(path))) != recorded:
         raise DamagedError(
             f"{path}: its hash differs from the recorded one",
             hint="use another snapshot: sagewai-ops snapshots list",

@@ -97,21 +97,11 @@ def copy_blocks(
     """
     block = bytearray(_BLOCK_BYTES)
     view = memoryview(block)
-    offset = 0
-    while True:
-        try:
-            size = os.preadv(source, [block], offset)
-        except OSError as error:
-            raise from_database_error(error, name) from error
-        if not size:
-            return
-        if examine:
-            examine(offset, block if size == len(block) else block[:size])
+    for offset, size in _read_blocks(source, block, name, examine):
         written = 0
         while written < size:
             written += os.write(target, view[written:size])
-        offset += size
-        report(offset)
+        report(offset + size)
 
 
 def clone(source: Path, target: int) -> bool:
@@ -150,17 +140,8 @@ def copy_changed_blocks(
     """
     # Compared as bytearrays, which takes a tenth of the time of comparing memoryviews.
     block, known = bytearray(_BLOCK_BYTES), bytearray(_BLOCK_BYTES)
-    offset = 0
-    while True:
-        try:
-            size = os.preadv(source, [block], offset)
-        except OSError as error:
-            raise from_database_error(error, name) from error
-        if not size:
-            os.ftruncate(target, offset)
-            return
-        if examine:
-            examine(offset, block if size == len(block) else block[:size])
+    end_of_source = 0
+    for offset, size in _read_blocks(source, block, name, examine):
         size_known = os.preadv(target, [known], offset)
         if size_known < size or size < _BLOCK_BYTES or block != known:
             for start in range(0, size, _CLONED_BYTES):
@@ -168,8 +149,27 @@ def copy_changed_blocks(
                 end = start + len(piece)
                 if end > size_known or piece != known[start:end]:
                     write_at(target, memoryview(piece), offset + start)
+        end_of_source = offset + size
+        report(end_of_source)
+    os.ftruncate(target, end_of_source)
+
+
+def _read_blocks(
+    source: int, block: bytearray, name: Path, examine: Examine | None
+) -> Iterator[tuple[int, int]]:
+    """Read a whole file into a block, again and again; yield offset and size of what it has."""
+    offset = 0
+    while True:
+        try:
+            size = os.preadv(source, [block], offset)
+        except OSError as error:
+            raise from_database_error(error, name) from error
+        if not size:
+            return
+        if examine:
+            examine(offset, block if size == len(block) else block[:size])
+        yield offset, size
         offset += size
-        report(offset)
 
 
 def write_at(target: int, content: memoryview, offset: int) -> None:

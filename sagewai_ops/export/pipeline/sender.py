@@ -60,7 +60,7 @@ class Worker:
     """A worker process, which waits for `begin`.
 
     Args:
-        process: Started with `worker.program()`.
+        process: It runs `worker.main`.
         copy: The frozen database that it reads.
     """
 
@@ -124,7 +124,7 @@ async def start_workers(copy: Path, count: int) -> AsyncIterator[tuple[Worker, .
 async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
     interpreter = find_interpreter()
     process = await asyncio.create_subprocess_exec(
-        *interpreter.command(worker.program(interpreter.root)),
+        *interpreter.module_command(worker.__name__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=AHEAD_BYTES,

@@ -42,15 +42,6 @@ RESULT = b"r"  # content: the result of a comparison, as JSON
 Send = Callable[[bytes, bytes, int], None]
 
 
-def program(root: str) -> str:
-    """Return the program that starts this module; it needs the standard library and us.
-
-    Args:
-        root: The directory of our package.
-    """
-    return f"import sys; sys.path.append({root!r}); from {__name__} import main; main()"
-
-
 def main() -> None:
     """Run the job that arrives on stdin, and report errors on stdout."""
     requests, results = sys.stdin.buffer, sys.stdout.buffer.fileno()
