@@ -46,6 +46,7 @@ from sagewai_ops.export.pipeline import comparer, sender, worker
 from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
+from sagewai_ops.process.interpreter import Interpreter
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
 from sagewai_ops.swap.pending import require_settled
@@ -300,9 +301,8 @@ def test_a_process_that_is_far_ahead_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a full disk on the server: what it has encoded is not read."""
-    monkeypatch.setattr(
-        worker, "program", lambda _root: "import sys; sys.stdout.buffer.write(bytes(10**8))"
-    )
+    program = "import sys; sys.stdout.buffer.write(bytes(10**8))"
+    monkeypatch.setattr(Interpreter, "module_command", lambda self, _name: self.command(program))
 
     async def leave() -> None:
         async with sender.start_workers(tmp_path / "copy.db", 1) as (reader,):
