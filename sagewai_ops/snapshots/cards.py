@@ -205,7 +205,7 @@ def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
         return read_remote_cards(archive.parent, files).get(archive.name, {}), os.geteuid()
     # A directory has thousands of them, and `Path.read_bytes` takes three times as long.
     try:
-        descriptor = beneath.open_file(card_path(archive))
+        descriptor = beneath.open_file(f"{archive}.json")
         try:
             status = os.fstat(descriptor)
             content = os.read(descriptor, _CARD_BYTES)

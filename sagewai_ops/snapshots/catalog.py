@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime, timezone
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -472,11 +473,9 @@ def ordered(found: list[Snapshot]) -> list[Snapshot]:
     Within a second they precede the numbered ones, so that removing one reorders no other. A copy
     under another name precedes the snapshot that it is a copy of.
     """
-    found.sort(key=lambda snapshot: (snapshot.created_at, snapshot.sequence, snapshot.id))
-    numbered = iter(
-        sorted(
-            (item for item in found if item.sequence),
-            key=lambda item: (item.sequence, not item.doubt),
-        )
-    )
-    return [next(numbered) if snapshot.sequence else snapshot for snapshot in found]
+    places = [(item.created_at, item.sequence, item.id, item) for item in found]
+    places.sort(key=itemgetter(0, 1, 2))
+    numbered = [(number, not item.doubt, item) for _, number, _, item in places if number]
+    numbered.sort(key=itemgetter(0, 1))
+    following = iter(numbered)
+    return [next(following)[2] if number else item for _, number, _, item in places]
