@@ -5,9 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import (
     CONTENT,
     DATABASE,
@@ -78,19 +76,9 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "backup",
-        backup,
-        HELP,
-        result="sagewai_ops.backup.results:BackupResult",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "backup", HELP, result="sagewai_ops.backup.results:BackupResult", unattended=True, changes=True
+)
 def backup(
     run: Run,
     *,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import NotFoundError
 
@@ -24,19 +24,7 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("config", "Show the configuration.")
-    add_command(
-        group,
-        "config show",
-        show,
-        HELP,
-        result="sagewai_ops.cli.config_file:EffectiveConfiguration",
-    )
-    app.add_typer(group)
-
-
+@command("config show", HELP, result="sagewai_ops.cli.config_file:EffectiveConfiguration")
 def show(
     run: Run,
     *,
@@ -90,3 +78,6 @@ def _show_file(terminal: Terminal, result: "EffectiveConfiguration") -> None:
 def _toml(value: Any) -> str:
     """Write a value; JSON strings, numbers, booleans and arrays are valid TOML."""
     return json.dumps(value, ensure_ascii=False)
+
+
+COMMANDS = (show,)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DATABASE, SNAPSHOTS, DryRunOption, YesOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
@@ -103,25 +103,16 @@ Exit status:
   16  not readable
   19  server or network failed
 """
+_MOVE = "sagewai_ops.schema.results:PostgresChange | sagewai_ops.schema.results:SqlScript"
+_CHANGE = f"sagewai_ops.schema.results:SqliteChange | {_MOVE}"
+_REVISION = (
+    "sagewai_ops.schema.results:SqliteRevision | sagewai_ops.schema.results:PostgresRevision"
+)
+_CHECK = "sagewai_ops.schema.results:SqliteCheck | sagewai_ops.schema.results:PostgresCheck"
 _SHOWN = 40  # findings and additions that people are shown; --json has all
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("db", "Show, check and change the schema of the database.")
-    at = "sagewai_ops.schema.results:"
-    move = f"{at}PostgresChange | {at}SqlScript"
-    revision = f"{at}SqliteRevision | {at}PostgresRevision"
-    checked = f"{at}SqliteCheck | {at}PostgresCheck"
-    change = f"{at}SqliteChange | {move}"
-    add_command(group, "db upgrade", upgrade, UPGRADE, result=change, changes=True)
-    add_command(group, "db downgrade", downgrade, DOWNGRADE, result=move, changes=True)
-    add_command(group, "db current", current, CURRENT, result=revision)
-    add_command(group, "db history", history, HISTORY, result=f"{at}History")
-    add_command(group, "db check", check, CHECK, result=checked, unattended=True)
-    app.add_typer(group)
-
-
+@command("db upgrade", UPGRADE, result=_CHANGE, changes=True)
 def upgrade(
     run: Run,
     *,
@@ -213,6 +204,7 @@ def upgrade(
     )
 
 
+@command("db downgrade", DOWNGRADE, result=_MOVE, changes=True)
 def downgrade(
     run: Run,
     *,
@@ -254,6 +246,7 @@ def downgrade(
     return Outcome(result, lambda terminal: _show_change(terminal, result))
 
 
+@command("db current", CURRENT, result=_REVISION)
 def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = False) -> Outcome:
     """Read the state, render."""
     from sagewai_ops.cli.database_url import with_database
@@ -282,6 +275,7 @@ def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = 
     return Outcome(result, lambda terminal: _show_position(terminal, result), always=True)
 
 
+@command("db history", HISTORY, result="sagewai_ops.schema.results:History")
 def history(_run: Run) -> Outcome:
     """List."""
     from sagewai_ops.schema.alembic_runner import read_descriptions
@@ -303,6 +297,7 @@ def history(_run: Run) -> Outcome:
     return Outcome(result, show, always=True)
 
 
+@command("db check", CHECK, result=_CHECK, unattended=True)
 def check(
     run: Run,
     *,
@@ -444,3 +439,6 @@ def _show_check(terminal: Terminal, result: "SqliteCheck | PostgresCheck") -> No
     if result.engine == "sqlite" and result.free_pages:
         free = size(result.free_pages * result.page_size)
         terminal.line(f"  free         {free}; backup --compact leaves them out")
+
+
+COMMANDS = (upgrade, downgrade, current, history, check)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
@@ -64,20 +64,14 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "drill",
-        drill,
-        HELP,
-        result="sagewai_ops.operations.drill_report:DrillResult"
-        " | sagewai_ops.operations.drill_replica:ReplicaDrillResult",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "drill",
+    HELP,
+    result="sagewai_ops.operations.drill_report:DrillResult"
+    " | sagewai_ops.operations.drill_replica:ReplicaDrillResult",
+    unattended=True,
+    changes=True,
+)
 def drill(
     run: Run,
     *,

@@ -4,9 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DATABASE, RUN, YesOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
@@ -79,18 +77,7 @@ class Learnings(str, Enum):
     PGVECTOR = "pgvector"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "export-to-postgres",
-        export_to_postgres,
-        HELP,
-        result="sagewai_ops.export.results:ExportResult",
-        changes=True,
-    )
-
-
+@command("export-to-postgres", HELP, result="sagewai_ops.export.results:ExportResult", changes=True)
 def export_to_postgres(
     run: Run,
     *,

@@ -4,9 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DATABASE, RUN, TARGET, option
 from sagewai_ops.cli.terminal import Terminal
 
@@ -51,18 +49,12 @@ class Policy(str, Enum):
     QUARANTINE = "quarantine"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "import-from-postgres",
-        import_from_postgres,
-        HELP,
-        result="sagewai_ops.operations.import_results:ImportResult",
-        changes=True,
-    )
-
-
+@command(
+    "import-from-postgres",
+    HELP,
+    result="sagewai_ops.operations.import_results:ImportResult",
+    changes=True,
+)
 def import_from_postgres(
     run: Run,
     *,

@@ -3,9 +3,7 @@
 import os
 from typing import Annotated
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import RUN, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
@@ -28,18 +26,7 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "init",
-        init,
-        HELP,
-        result="sagewai_ops.operations.init:InitReport",
-        changes=True,
-    )
-
-
+@command("init", HELP, result="sagewai_ops.operations.init:InitReport", changes=True)
 def init(
     run: Run,
     *,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.records import dataclass
 
-from .keys_rotate import HELP, rotate  # noqa: TID251 - a neighbour
+from .keys_rotate import rotate  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
     ExtraKeyOption,
     RecipientOption,
@@ -39,38 +39,7 @@ class EscrowResult:
     dry_run: bool
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("keys", "Identify, check, escrow and rotate the master key.")
-    add_command(
-        group,
-        "keys fingerprint",
-        show_fingerprint,
-        result="sagewai_ops.keys.candidates:HomeKeys",
-    )
-    add_command(
-        group,
-        "keys check",
-        check,
-        result="sagewai_ops.operations.check_keys:KeyCheckResult",
-        unattended=True,
-    )
-    add_command(
-        group, "keys escrow", escrow, result="sagewai_ops.commands.keys:EscrowResult", changes=True
-    )
-    add_command(
-        group,
-        "keys rotate",
-        rotate,
-        HELP,
-        result="sagewai_ops.operations.rotate_keys:RotationResult"
-        " | sagewai_ops.operations.rotate_keys:RotationRecovery"
-        " | sagewai_ops.operations.recover:RecoveryReport",
-        changes=True,
-    )
-    app.add_typer(group)
-
-
+@command("keys fingerprint", result="sagewai_ops.keys.candidates:HomeKeys")
 def show_fingerprint(
     run: Run,
     *,
@@ -114,6 +83,7 @@ def show_fingerprint(
     return Outcome(result, render, warnings=_refusals(candidates, key), always=True)
 
 
+@command("keys check", result="sagewai_ops.operations.check_keys:KeyCheckResult", unattended=True)
 def check(
     run: Run,
     *,
@@ -164,6 +134,7 @@ def check(
     )
 
 
+@command("keys escrow", result="sagewai_ops.commands.keys:EscrowResult", changes=True)
 def escrow(
     run: Run,
     *,
@@ -308,3 +279,6 @@ def _show_check(terminal: Terminal, result: "KeyCheckResult") -> None:
             if secret.finding is is_finding
         ]
         terminal.items(f"  {word}", lines, style=style)
+
+
+COMMANDS = (show_fingerprint, check, escrow, rotate)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sagewai_ops.cli.command import Outcome, Run
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, YesOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
@@ -54,6 +54,14 @@ Exit status:
 """
 
 
+@command(
+    "keys rotate",
+    HELP,
+    result="sagewai_ops.operations.rotate_keys:RotationResult"
+    " | sagewai_ops.operations.rotate_keys:RotationRecovery"
+    " | sagewai_ops.operations.recover:RecoveryReport",
+    changes=True,
+)
 def rotate(
     run: Run,
     *,

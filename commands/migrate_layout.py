@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
@@ -45,18 +43,12 @@ _WORDS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "migrate-layout",
-        migrate_layout,
-        HELP,
-        result="sagewai_ops.operations.migrate_layout:LayoutReport",
-        changes=True,
-    )
-
-
+@command(
+    "migrate-layout",
+    HELP,
+    result="sagewai_ops.operations.migrate_layout:LayoutReport",
+    changes=True,
+)
 def migrate_layout(
     run: Run,
     *,

@@ -4,9 +4,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group, envelope
+from sagewai_ops.cli.command import Outcome, Run, command, envelope
 from sagewai_ops.cli.options import REPORTING, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import RemoteError, UsageError
@@ -24,14 +22,7 @@ _HINT = "sagewai-ops notify test --notify-file FILE  # with this URL alone"
 _OF_BACKUP = "SAGEWAI_OPS_BACKUP_"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("notify", "Test the notifications of failed runs.")
-    result = "sagewai_ops.notify.notification:Delivered"
-    add_command(group, "notify test", notify_test, HELP, result=result, changes=True)
-    app.add_typer(group)
-
-
+@command("notify test", HELP, result="sagewai_ops.notify.notification:Delivered", changes=True)
 def notify_test(
     run: Run,
     *,
@@ -93,3 +84,6 @@ def _of_backup(run: Run) -> tuple[list[str], Path | None]:
     environment = run.settings.environment
     file = environment.get(_OF_BACKUP + "NOTIFY_FILE") or configured.get("notify_file")
     return environment.get(_OF_BACKUP + "NOTIFY", "").split(), Path(file) if file else None
+
+
+COMMANDS = (notify_test,)

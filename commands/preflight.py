@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
@@ -110,19 +108,13 @@ class PreflightResult:
     go_back: tuple[str, ...]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "preflight",
-        preflight,
-        HELP,
-        result="sagewai_ops.commands.preflight:PreflightResult",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "preflight",
+    HELP,
+    result="sagewai_ops.commands.preflight:PreflightResult",
+    unattended=True,
+    changes=True,
+)
 def preflight(
     run: Run,
     *,

@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.terminal import Terminal, abridged
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
@@ -45,18 +43,7 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        app,
-        "recover",
-        recover,
-        HELP,
-        result="sagewai_ops.operations.recover:RecoveryReport",
-        changes=True,
-    )
-
-
+@command("recover", HELP, result="sagewai_ops.operations.recover:RecoveryReport", changes=True)
 def recover(
     run: Run,
     *,

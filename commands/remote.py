@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
@@ -29,14 +29,7 @@ PlaceArgument = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("remote", "Initialise and check remote places for snapshots.")
-    add_command(group, "remote init", init, result=_RESULT, changes=True)
-    add_command(group, "remote check", check, result=_RESULT, changes=True, unattended=True)
-    app.add_typer(group)
-
-
+@command("remote init", result=_RESULT, changes=True)
 def init(run: Run, *, place: PlaceArgument, dry_run: DryRunOption = False) -> Outcome:
     """Initialise a remote place for snapshots.
 
@@ -77,6 +70,7 @@ def init(run: Run, *, place: PlaceArgument, dry_run: DryRunOption = False) -> Ou
     return Outcome(result, render, exit_code=code, warnings=_warnings(result), always=is_refused)
 
 
+@command("remote check", result=_RESULT, changes=True, unattended=True)
 def check(run: Run, *, place: PlaceArgument, dry_run: DryRunOption = False) -> Outcome:
     """Check a remote place again.
 
@@ -157,3 +151,6 @@ def _warnings(result: "PlaceResult") -> tuple[str, ...]:
         *(f"{finding.message}: {finding.repair}" for finding in result.findings),
         *(() if result.is_tested else (untested,)),
     )
+
+
+COMMANDS = (init, check)

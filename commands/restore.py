@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DATABASE, ENCRYPTION, TARGET, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, UsageError
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
     from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
 
 _SHOWN_KEYS = 3  # of rows that could not be converted; JSON has more
-
+_RESULTS = ("PlanResult", "RestoreResult", "PresentResult", "UndoResult", "RecoveryResult")
+_RESULT = " | ".join(
+    (
+        *(f"sagewai_ops.restore.results:{kind}" for kind in _RESULTS),
+        "sagewai_ops.operations.recover:RecoveryReport",
+    )
+)
 
 HELP = """Restore a home from a snapshot.
 
@@ -57,14 +63,7 @@ Exit status:
 """
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    kinds = ("PlanResult", "RestoreResult", "PresentResult", "UndoResult", "RecoveryResult")
-    shapes = [f"sagewai_ops.restore.results:{kind}" for kind in kinds]
-    result = " | ".join([*shapes, "sagewai_ops.operations.recover:RecoveryReport"])
-    add_command(app, "restore", restore, HELP, result=result, changes=True)
-
-
+@command("restore", HELP, result=_RESULT, changes=True)
 def restore(
     run: Run,
     *,

@@ -1,20 +1,14 @@
 """`schedule`: print what runs `backup` every night: systemd, cron, Compose, Kubernetes."""
 
 import os
-import pwd
-import re
-import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, command_group
+from sagewai_ops.cli.command import Declared, Outcome, Run, command
 from sagewai_ops.cli.options import RUN, DryRunOption, option
-from sagewai_ops.cli.plan import plan_outcome
-from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.database.url import VARIABLES
 from sagewai_ops.errors import UsageError
 from sagewai_ops.remote.address import is_remote
@@ -22,7 +16,17 @@ from sagewai_ops.remote.path import is_remote as is_remote_path
 from sagewai_ops.schedule.plan import parse_options
 from sagewai_ops.text import shell_word
 
-from . import schedule_run  # noqa: TID251 - a neighbour
+from .schedule_files import (  # noqa: TID251 - a neighbour
+    REFUSED_OPTIONS,
+    IntoOption,
+    OwnerOption,
+    checked_user,
+    files_outcome,
+    owner_of,
+    this_program,
+)
+from .schedule_litestream import litestream  # noqa: TID251 - a neighbour
+from .schedule_run import run_schedule  # noqa: TID251 - a neighbour
 from .shared_options import BackupSnapshotsOption  # noqa: TID251 - a neighbour
 
 HELP = """{summary}
@@ -37,19 +41,12 @@ Exit status:
   14  permission denied
   15  a different file exists
 """
-SUMMARIES = {
-    "systemd": "Print a systemd service and its timer.",
-    "cron": "Print a line for a crontab.",
-    "compose": "Print Compose services to run next to Sagewai's own.",
-    "kubernetes": "Print Kubernetes CronJobs and an init container.",
-}
 _PATH_METAVARS = ("DIR", "F", "FILE")  # of the options that take a path
 _OWN_OPTIONS = {
     "--snapshots": "--snapshots DIR",
     "--to": "--snapshots DIR",
     "--home": "--home DIR",
 }  # of schedule itself
-REFUSED_OPTIONS = ("--output", "--dry-run")  # a dry run succeeds each night, without a snapshot
 _NAMES_DATABASE = ("--url-file", "--without-database", "--sqlite")
 _UNREADABLE = (
     "encrypted to recipients: neither a drill nor a restore is printed, add --identity FILE"
@@ -62,80 +59,26 @@ _NO_SERVER = (
     "drill: has no PostgreSQL server, and reports that the database was not drilled:"
     " add --scratch-url-file FILE"
 )
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]*\$?|[0-9]+")
-_MODE = 0o644  # nothing in it is secret
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = command_group("schedule", "Print or run a schedule for nightly backups.")
-    functions: dict[str, Callable[..., Outcome]] = {
-        "systemd": systemd, "cron": cron, "compose": compose, "kubernetes": kubernetes,
-    }  # fmt: skip
-    for name, summary in SUMMARIES.items():
-        text = HELP.format(summary=summary)
-        add_command(
-            group,
-            f"schedule {name}",
-            functions[name],
-            text,
-            result="sagewai_ops.schedule.plan:Schedule",
-            changes=True,
-        )
-    schedule_run.register(group)
-    from . import schedule_litestream  # noqa: TID251 - a neighbour, which imports this one
-
-    schedule_litestream.register(group)
-    app.add_typer(group)
+def _command(kind: str, summary: str) -> Callable[[Callable[..., Outcome]], Declared]:
+    text = HELP.format(summary=summary)
+    result = "sagewai_ops.schedule.plan:Schedule"
+    return command(f"schedule {kind}", text, result=result, changes=True)
 
 
 TimeOption = Annotated[str, option(RUN, "--time", "Time of day, in containers UTC.", "HH:MM")]
 UserOption = Annotated[
-    str | None,
-    typer.Option(
-        "--user",
-        metavar="NAME",
-        help="User (default: root, or the current user).",
-    ),
-]
-OwnerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--user",
-        metavar="NAME",
-        help="User (default: the owner of the home).",
-    ),
+    str | None, option(None, "--user", "User (default: root, or the current user).", "NAME")
 ]
 RootOption = Annotated[
-    bool,
-    typer.Option(
-        "--root",
-        help="Run as root, and read the home in a process of its owner.",
-    ),
+    bool, option(None, "--root", "Run as root, and read the home in a process of its owner.")
 ]
 ContainerUserOption = Annotated[
-    str | None,
-    typer.Option(
-        "--user",
-        metavar="UID:GID",
-        help="User (default: 1001:1001, as Sagewai).",
-    ),
+    str | None, option(None, "--user", "User (default: 1001:1001, as Sagewai).", "UID:GID")
 ]
 ProgramOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--program",
-        metavar="FILE",
-        help="Program to run (default: this one).",
-    ),
-]
-IntoOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--into",
-        metavar="DIR",
-        help="Write the files to this directory; existing ones are kept.",
-    ),
+    Path | None, option(None, "--program", "Program to run (default: this one).", "FILE")
 ]
 WordsArgument = Annotated[
     list[str] | None,
@@ -148,40 +91,34 @@ class ContainerOptions(NamedTuple):
 
     image: Annotated[
         str | None,
-        typer.Option(
-            "--image", metavar="NAME", help="Container image (default: that of `make image`)."
-        ),
+        option(None, "--image", "Container image (default: that of `make image`).", "NAME"),
     ] = None
     identity: Annotated[
         Path | None,
-        typer.Option(
-            "--identity",
-            metavar="FILE",
-            help="Age or SSH private key of the drill and the restore.",
-        ),
+        option(None, "--identity", "Age or SSH private key of the drill and the restore.", "FILE"),
     ] = None
     install_key: Annotated[
         Path | None,
-        typer.Option(
-            "--install-key",
-            metavar="FILE",
-            help="Master key that a restore to an empty volume installs.",
+        option(
+            None, "--install-key", "Master key that a restore to an empty volume installs.", "FILE"
         ),
     ] = None
     scratch_url_file: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            None,
             "--scratch-url-file",
-            metavar="FILE",
-            help="File with the URL of the PostgreSQL server of the drill.",
+            "File with the URL of the PostgreSQL server of the drill.",
+            "FILE",
         ),
     ] = None
     credentials: Annotated[
         Path | None,
-        typer.Option("--credentials", metavar="FILE", help="Credentials of the remote place."),
+        option(None, "--credentials", "Credentials of the remote place.", "FILE"),
     ] = None
 
 
+@_command("systemd", "Print a systemd service and its timer.")
 def systemd(
     run: Run,
     *,
@@ -205,6 +142,7 @@ def systemd(
     return files_outcome(host.systemd(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
+@_command("cron", "Print a line for a crontab.")
 def cron(
     run: Run,
     *,
@@ -224,6 +162,7 @@ def cron(
     return files_outcome(host.cron(plan), into, dry_run=dry_run, warnings=_warnings(run, plan))
 
 
+@_command("compose", "Print Compose services to run next to Sagewai's own.")
 def compose(
     run: Run,
     *,
@@ -253,6 +192,7 @@ def compose(
     )
 
 
+@_command("kubernetes", "Print Kubernetes CronJobs and an init container.")
 def kubernetes(
     run: Run,
     *,
@@ -389,24 +329,6 @@ def _warnings(run: Run, plan: Any) -> tuple[str, ...]:
     return (f"database {server}: the schedule does not name it; {advice}",)
 
 
-def checked_user(user: str | None) -> str | None:
-    """Check a user's name or number: the beginning is neither an option nor a new line."""
-    if user is not None and not _USER.fullmatch(user):
-        raise UsageError(f"--user {user}: not a user name", hint="--user sagewai")
-    return user
-
-
-def owner_of(home: Path) -> str:
-    """Return the user that owns a home, or the directory where it will be created."""
-    from sagewai_ops.fs.free_space import nearest_existing
-
-    uid = nearest_existing(home).stat().st_uid
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
 def _checked_ids(user: str | None) -> str | None:
     """Check the user of a container, which is not root and has no name there."""
     parts = ("1:1" if user is None else user).split(":")
@@ -501,55 +423,4 @@ def _check_files(run: Run, plan: Any) -> None:
             continue  # only the user of the schedule may reach it
 
 
-def this_program() -> Path:
-    """Return the installed script: next to Python's own, else on PATH, else this process's."""
-    script = Path(sys.executable).with_name("sagewai-ops")
-    return script if script.exists() else Path(shutil.which("sagewai-ops") or sys.argv[0])
-
-
-def files_outcome(
-    files: list[Any], into: Path | None, *, dry_run: bool, warnings: tuple[str, ...]
-) -> Outcome:
-    """Print the files of a schedule, or write them to a directory."""
-    from sagewai_ops.schedule.plan import Schedule
-
-    if into is not None:
-        _refuse_others(into, files)
-        if dry_run:
-            return plan_outcome(f"write {into / file.name}" for file in files)
-        _write(into, files)
-    schedule = Schedule(tuple(files), into.absolute() if into else None)
-
-    def show(terminal: Terminal) -> None:
-        for number, file in enumerate(files):
-            if into is not None:
-                terminal.line(f"written  {into / file.name}")
-                continue
-            if number:
-                terminal.line()
-            terminal.line(f"# {file.name}")
-            for line in file.text.removesuffix("\n").split("\n"):
-                terminal.line(line)
-
-    return Outcome(schedule, show, warnings=warnings, always=into is None)
-
-
-def _refuse_others(directory: Path, files: list[Any]) -> None:
-    """Refuse to replace a file with other content."""
-    from sagewai_ops.errors import TargetBusyError
-
-    for file in files:
-        path = directory / file.name
-        if path.exists() and path.read_text(encoding="utf-8") != file.text:
-            raise TargetBusyError(
-                f"{path}: exists with other content", hint=f"rm {shell_word(path)}"
-            )
-
-
-def _write(directory: Path, files: list[Any]) -> None:
-    from sagewai_ops.fs import atomic
-    from sagewai_ops.fs.given_files import resolve_given_path
-
-    directory = resolve_given_path(directory)
-    for file in files:
-        atomic.replace(directory / file.name, file.text.encode(), mode=_MODE)
+COMMANDS = (systemd, cron, compose, kubernetes, run_schedule, litestream)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
-from sagewai_ops.cli.options import DryRunOption
+from sagewai_ops.cli.command import Outcome, Run, command
+from sagewai_ops.cli.options import DryRunOption, option
 from sagewai_ops.errors import NotFoundError, UsageError
 from sagewai_ops.text import shell_word
 
-from .schedule import (  # noqa: TID251 - a neighbour
+from .schedule_files import (  # noqa: TID251 - a neighbour
     IntoOption,
     OwnerOption,
     checked_user,
@@ -39,12 +39,7 @@ Exit status:
 """
 
 
-def register(group: typer.Typer) -> None:
-    """Add the command to its group."""
-    result = "sagewai_ops.schedule.plan:Schedule"
-    add_command(group, "schedule litestream", litestream, HELP, result=result, changes=True)
-
-
+@command("schedule litestream", HELP, result="sagewai_ops.schedule.plan:Schedule", changes=True)
 def litestream(
     run: Run,
     *,
@@ -52,19 +47,14 @@ def litestream(
     user: OwnerOption = None,
     program: Annotated[
         Path | None,
-        typer.Option(
-            "--program", metavar="FILE", help="Program to run (default: litestream on PATH)."
-        ),
+        option(None, "--program", "Program to run (default: litestream on PATH).", "FILE"),
     ] = None,
     ssh_key: Annotated[
-        Path | None,
-        typer.Option("--ssh-key", metavar="FILE", help="Private key, for sftp://."),
+        Path | None, option(None, "--ssh-key", "Private key, for sftp://.", "FILE")
     ] = None,
     host_key: Annotated[
         Path | None,
-        typer.Option(
-            "--host-key", metavar="FILE", help="Public key of the server, for sftp://; required."
-        ),
+        option(None, "--host-key", "Public key of the server, for sftp://; required.", "FILE"),
     ] = None,
     into: IntoOption = None,
     dry_run: DryRunOption = False,

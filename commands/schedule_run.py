@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command, envelope, find_reporter
+from sagewai_ops.cli.command import Outcome, Run, command, envelope, find_reporter
 from sagewai_ops.cli.options import RUN, UNATTENDED, DryRunOption, NotifyOn, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError, UsageError
+
+from .schedule_files import REFUSED_OPTIONS, this_program  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.schedule.loop import Ended
@@ -33,18 +35,7 @@ _TIMED = "ping_url"  # a parameter of commands that timers run
 _PLANNED = 3  # times that a dry run names
 
 
-def register(group: typer.Typer) -> None:
-    """Add the command."""
-    add_command(
-        group,
-        "schedule run",
-        run_schedule,
-        HELP,
-        result="sagewai_ops.schedule.loop:ScheduleRuns",
-        changes=True,
-    )
-
-
+@command("schedule run", HELP, result="sagewai_ops.schedule.loop:ScheduleRuns", changes=True)
 def run_schedule(
     run: Run,
     *,
@@ -70,8 +61,6 @@ def run_schedule(
     from sagewai_ops.process.signals import describe_interruption
     from sagewai_ops.schedule.loop import Clock, Ended, ScheduleRuns, due_times, run_once
     from sagewai_ops.schedule.times import parse_every, parse_jitter
-
-    from .schedule import this_program  # noqa: TID251 - a neighbour
 
     name, reporting = _checked_command(run, words or [])
     times = parse_every(every)
@@ -121,8 +110,6 @@ def _checked_command(run: Run, words: Sequence[str]) -> tuple[str, dict[str, Any
     """
     from sagewai_ops.cli.config_file import SECRET_OPTIONS
     from sagewai_ops.remote.address import has_password
-
-    from .schedule import REFUSED_OPTIONS  # noqa: TID251 - a neighbour
 
     root = run.context.find_root()
     command: Any = root.command

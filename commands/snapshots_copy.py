@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
@@ -31,18 +31,9 @@ if TYPE_CHECKING:
     from sagewai_ops.backup.copy import CopyOptions
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots copy",
-        copy,
-        result="sagewai_ops.backup.copy:CopyReport",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "snapshots copy", result="sagewai_ops.backup.copy:CopyReport", unattended=True, changes=True
+)
 def copy(
     run: Run,
     *,

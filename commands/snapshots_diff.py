@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word, size
@@ -31,17 +31,7 @@ _Name = typer.Argument(
 )
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots diff",
-        diff,
-        HELP,
-        result="sagewai_ops.snapshots.diff:SnapshotDiff",
-    )
-
-
+@command("snapshots diff", HELP, result="sagewai_ops.snapshots.diff:SnapshotDiff")
 def diff(
     run: Run,
     *,

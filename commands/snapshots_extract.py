@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import DryRunOption
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.records import dataclass
@@ -36,17 +36,11 @@ class ExtractedFiles:
     size_bytes: int
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots extract",
-        extract,
-        result="sagewai_ops.commands.snapshots_extract:ExtractedFiles",
-        changes=True,
-    )
-
-
+@command(
+    "snapshots extract",
+    result="sagewai_ops.commands.snapshots_extract:ExtractedFiles",
+    changes=True,
+)
 def extract(
     run: Run,
     *,

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.terminal import Terminal
@@ -23,17 +21,7 @@ if TYPE_CHECKING:
     from sagewai_ops.snapshots.database_check import DatabaseFacts
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots list",
-        list_snapshots,
-        result="sagewai_ops.backup.snapshot_list:SnapshotList",
-        changes=True,
-    )
-
-
+@command("snapshots list", result="sagewai_ops.backup.snapshot_list:SnapshotList", changes=True)
 def list_snapshots(
     run: Run,
     *,

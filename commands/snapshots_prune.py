@@ -3,9 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import RETENTION, DryRunOption, option
 from sagewai_ops.errors import UsageError
 
@@ -40,19 +38,13 @@ Exit status:
 """
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots prune",
-        prune,
-        PRUNE_HELP,
-        result="sagewai_ops.snapshots.prune:PruneResult",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "snapshots prune",
+    PRUNE_HELP,
+    result="sagewai_ops.snapshots.prune:PruneResult",
+    unattended=True,
+    changes=True,
+)
 def prune(
     run: Run,
     *,

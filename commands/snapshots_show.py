@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.text import size
 
@@ -24,13 +24,7 @@ if TYPE_CHECKING:
     from sagewai_ops.backup.snapshot_content import SnapshotContent
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group, "snapshots show", show, result="sagewai_ops.backup.snapshot_content:SnapshotContent"
-    )
-
-
+@command("snapshots show", result="sagewai_ops.backup.snapshot_content:SnapshotContent")
 def show(
     run: Run,
     *,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.errors import UsageError
@@ -28,17 +28,11 @@ class UndeletedSnapshots:
     brought_back: tuple[Path, ...]
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots undelete",
-        undelete,
-        result="sagewai_ops.commands.snapshots_undelete:UndeletedSnapshots",
-        changes=True,
-    )
-
-
+@command(
+    "snapshots undelete",
+    result="sagewai_ops.commands.snapshots_undelete:UndeletedSnapshots",
+    changes=True,
+)
 def undelete(
     run: Run,
     *,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import SNAPSHOTS, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, UsageError
@@ -25,18 +25,12 @@ from .snapshot_argument import (  # noqa: TID251 - a neighbour
 )
 
 
-def register(group: typer.Typer) -> None:
-    """Add it."""
-    add_command(
-        group,
-        "snapshots verify",
-        verify,
-        result="sagewai_ops.snapshots.verify:VerifiedSnapshot"
-        " | sagewai_ops.snapshots.chain:VerifiedChain",
-        unattended=True,
-    )
-
-
+@command(
+    "snapshots verify",
+    result="sagewai_ops.snapshots.verify:VerifiedSnapshot"
+    " | sagewai_ops.snapshots.chain:VerifiedChain",
+    unattended=True,
+)
 def verify(
     run: Run,
     *,

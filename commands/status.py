@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import SNAPSHOTS, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
@@ -33,11 +31,7 @@ Exit status:
 _LARGEST = 8  # tables that people are shown; --json has all
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    add_command(app, "status", status, HELP, result="sagewai_ops.operations.status:Status")
-
-
+@command("status", HELP, result="sagewai_ops.operations.status:Status")
 def status(
     run: Run,
     *,

@@ -5,9 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from sagewai_ops.cli.command import Outcome, Run, add_command
+from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import REPORTING, RUN, DryRunOption, option
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
@@ -42,20 +40,14 @@ class Format(str, Enum):
     SARIF = "sarif"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    results = "sagewai_ops.permissions.results"
-    add_command(
-        app,
-        "verify-perms",
-        verify_perms,
-        HELP,
-        result=f"{results}:VerificationResult | {results}:UndoResult",
-        unattended=True,
-        changes=True,
-    )
-
-
+@command(
+    "verify-perms",
+    HELP,
+    result="sagewai_ops.permissions.results:VerificationResult"
+    " | sagewai_ops.permissions.results:UndoResult",
+    unattended=True,
+    changes=True,
+)
 def verify_perms(
     run: Run,
     *,

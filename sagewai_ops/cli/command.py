@@ -1,9 +1,9 @@
 """Commands: registration, the global options, outcomes, errors and exit codes.
 
-A command is a function `name(run, *, options...) -> Outcome`. `command` turns it into what Typer
-registers: the global options are accepted before and after the command's name, every option gets
-its variable (`cli.variables`), the outcome is rendered or printed as JSON, and every error becomes
-two lines and an exit code. Only `cli.main` exits.
+A command is a function `name(run, *, options...) -> Outcome`, which `command` declares, and
+`add_command` turns into what Typer registers: the global options are accepted before and after the
+command's name, every option gets its variable (`cli.variables`), the outcome is rendered or printed
+as JSON, and every error becomes two lines and an exit code. Only `cli.main` exits.
 """
 
 import errno
@@ -121,54 +121,59 @@ class Run:
         return path if is_remote(path) else Path(os.path.realpath(path))
 
 
-def add_command(
-    app: typer.Typer,
-    name: str,
-    function: Callable[..., Outcome],
-    text: str = "",
-    *,
-    result: str = "",
-    changes: bool = False,
-    unattended: bool = False,
-) -> None:
-    """Add a command to the program or to a group.
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A command's function, and how it is added to the program.
 
-    Args:
+    Attributes:
         name: As typed, such as `snapshots list`.
-        text: Its help (default: the docstring); the first line is its summary in lists.
+        text: Its help; the first line is its summary in lists.
         result: The dataclass of its results, as `package.module:Class`, or several with ` | `
             between them; docs/json/ is made from it.
         changes: Whether it can change anything: then it accepts --yes.
         unattended: Whether timers run it: then it accepts the options of `Reporting`.
     """
-    text = text or inspect.cleandoc(function.__doc__ or "")
-    app.command(
-        name.rpartition(" ")[2], cls=Command, help=text, short_help=text.partition("\n")[0]
-    )(command(name, function, result=result, changes=changes, unattended=unattended))
+
+    function: Callable[..., Outcome]
+    name: str
+    text: str
+    result: str
+    changes: bool
+    unattended: bool
 
 
 def command(
-    name: str,
-    function: Callable[..., Outcome],
-    *,
-    result: str = "",
-    changes: bool = False,
-    unattended: bool = False,
-) -> Callable[..., int]:
-    """Return a command's function as Typer registers it, with the options that commands share.
+    name: str, text: str = "", *, result: str, changes: bool = False, unattended: bool = False
+) -> Callable[[Callable[..., Outcome]], Declared]:
+    """Declare a function as a command; see `Declared`.
 
     A parameter whose annotation is a `NamedTuple` is an option for each of its fields.
 
     Args:
-        name: As typed, such as `snapshots list`.
-        result: See `add_command`.
-        changes: Whether it can change anything: then it accepts --yes.
-        unattended: Whether timers run it: then it accepts the options of `Reporting`.
+        text: Its help (default: the docstring).
     """
+
+    def declare(function: Callable[..., Outcome]) -> Declared:
+        words = text or inspect.cleandoc(function.__doc__ or "")
+        return Declared(function, name, words, result, changes, unattended)
+
+    return declare
+
+
+def add_command(app: typer.Typer, declared: Declared) -> None:
+    """Add a command to the program or to a group."""
+    text = declared.text
+    name, summary = declared.name.rpartition(" ")[2], text.partition("\n")[0]
+    app.command(name, cls=Command, help=text, short_help=summary)(_callback(declared))
+
+
+def _callback(declared: Declared) -> Callable[..., int]:
+    """Return a command's function as Typer registers it, with the options that commands share."""
+    name, function = declared.name, declared.function
     parameters, groups = expand_groups(function)
-    shared = {**(UNATTENDED if unattended else {}), **GLOBAL}
+    shared = {**(UNATTENDED if declared.unattended else {}), **GLOBAL}
     shared = {**repository_options(name, parameters), **shared}
-    if changes and not any(parameter.name == "yes" for parameter in parameters):
+    if declared.changes and not any(parameter.name == "yes" for parameter in parameters):
         shared = {**CHANGES, **shared}
     context = inspect.Parameter(
         "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
@@ -219,7 +224,7 @@ def command(
         parameter.name: parameter.annotation for parameter in [context, *parameters]
     }
     del called.__wrapped__  # Typer would look through it
-    called.result = result  # type: ignore[attr-defined]
+    called.result = declared.result  # type: ignore[attr-defined]
     return called
 
 

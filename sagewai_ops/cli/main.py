@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from sagewai_ops.cli.settings import Settings
 
-COMMANDS = tuple(name for commands in texts.COMMANDS.values() for name in commands)
+_SUMMARIES = {name: text for rows in texts.COMMANDS.values() for name, text in rows.items()}
+COMMANDS = tuple(_SUMMARIES)
 _WITH_VALUES = {"--home", "--config"}  # the program's own options that are followed by a value
 _NEED_ALL = {"config", "schedule"}  # they read the options of other commands
 _HELP_FLAGS = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
@@ -307,7 +308,7 @@ def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
 
     import typer
 
-    from sagewai_ops.cli.command import add_global_options
+    from sagewai_ops.cli.command import add_command, add_global_options, command_group
     from sagewai_ops.cli.parser import Program
 
     app = typer.Typer(
@@ -324,5 +325,13 @@ def build_app(names: Sequence[str] = COMMANDS) -> "typer.Typer":
     version = typer.Option("--version", help="Print the version.", is_eager=True)
     add_global_options(app, texts.SUMMARY, variables=[], version=(Annotated[bool, version], False))
     for name in names:
-        import_module(f"sagewai_ops.commands.{name.replace('-', '_')}").register(app)
+        function = name.replace("-", "_")
+        module = import_module(f"sagewai_ops.commands.{function}")
+        if not hasattr(module, "COMMANDS"):
+            add_command(app, getattr(module, function))
+            continue
+        group = command_group(name, _SUMMARIES[name])
+        for declared in module.COMMANDS:
+            add_command(group, declared)
+        app.add_typer(group)
     return app

@@ -21,11 +21,13 @@ REPORTING = "Reporting"
 RUN = "Run"
 
 
-def option(panel: str, flags: str, text: str, metavar: str | None = None, **more: Any) -> Any:
+def option(
+    panel: str | None, flags: str, text: str, metavar: str | None = None, **more: Any
+) -> Any:
     """Return the declaration of an option.
 
     Args:
-        panel: The heading in the help.
+        panel: The heading in the help; None for that of the others.
         flags: Separated by blanks.
         text: Its help.
         metavar: The name of its value in the help.

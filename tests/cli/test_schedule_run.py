@@ -222,8 +222,8 @@ def test_a_program_that_cannot_be_started_is_an_error(
     """Not a loop of failures."""
     from importlib import import_module
 
-    schedule = import_module("sagewai_ops.commands.schedule")
-    monkeypatch.setattr(schedule, "this_program", lambda: tmp_path / "none")
+    schedule_run = import_module("sagewai_ops.commands.schedule_run")
+    monkeypatch.setattr(schedule_run, "this_program", lambda: tmp_path / "none")
 
     answer = call("schedule", "run", *NOW, 1, "--", "backup")
 
