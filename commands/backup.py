@@ -21,21 +21,17 @@ from sagewai_ops.errors import (
     EXIT_DONE,
     EXIT_FINDINGS,
     EXIT_INCOMPLETE,
-    OpsError,
     UsageError,
 )
 from sagewai_ops.home.paths import Home
-from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import parse_place
 from sagewai_ops.text import shell_word, size
 
 from .backup_copies import copy_to, show_copies  # noqa: TID251 - a neighbour
 from .retention_options import (  # noqa: TID251 - a neighbour
-    WAIT_SECONDS,
     AllPaths,
     KeepOptions,
-    exit_code_of,
-    warnings_of,
+    apply_rules,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     BackupSnapshotsOption,
@@ -58,7 +54,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 from .snapshots_list import check_of  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
-    from sagewai_ops.backup.results import BackupResult, RetentionResult
+    from sagewai_ops.backup.results import BackupResult
 
 HELP = """Create a verified snapshot of a home.
 
@@ -325,7 +321,18 @@ def backup(
     unstored = EXIT_INCOMPLETE if report.unstored else EXIT_DONE
     warnings = tuple(report.warnings())
     if not policy.is_empty:
-        retention = _prune(run, directory, policy, code, all_paths=all_paths, wait=wait)
+        # No good snapshot is removed for one that is not good.
+        is_good = code == EXIT_DONE
+        retention = apply_rules(
+            run,
+            directory,
+            policy,
+            wait_seconds=wait,
+            all_paths=all_paths,
+            spares_good=not is_good,
+        )
+        if retention.result.applied and not is_good:
+            retention = retention.without_good()
         result = replace(result, retention=retention.result)
         warnings += retention.warnings
         code = code or retention.exit_code
@@ -409,56 +416,9 @@ def _plan_prune(
         expected=expected,
         trust=trust,
     )
-    moved = [
-        f"move snapshot {item.id} to .trash, no rule keeps it" for item in planned.plan.removed
-    ]
-    purged = [f"remove snapshot {item.id} from .trash permanently" for item in planned.purged]
+    moved = [f"move snapshot {removed} to .trash, no rule keeps it" for removed in planned.removed]
+    purged = [f"remove snapshot {removed} from .trash permanently" for removed in planned.purged]
     return [*moved, *purged] or ["remove no older snapshot, all are kept"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Retention:
-    """The result of pruning."""
-
-    result: "RetentionResult"
-    warnings: tuple[str, ...]
-    exit_code: int
-
-
-def _prune(
-    run: Run, directory: Path, policy: Any, code: int, *, all_paths: bool, wait: float
-) -> _Retention:
-    """Prune older snapshots by the rules; a failure does not affect the new one.
-
-    No good snapshot is removed for one that is not good.
-    """
-    from sagewai_ops.backup.results import RetentionResult
-    from sagewai_ops.snapshots.prune import describe_prune, prune
-    from sagewai_ops.snapshots.trust import trust_of
-
-    is_good = code == EXIT_DONE
-    try:
-        home = run.home()
-        pruned = describe_prune(
-            prune(
-                home,
-                directory,
-                policy,
-                all_paths=all_paths,
-                wait_seconds=max(wait, WAIT_SECONDS),
-                trust=trust_of(home, directory, run.settings.environment),
-                spares_good=not is_good,
-            )
-        )
-    except OpsError as error:
-        problem = f"retention: not applied, {error.message}"
-        return _Retention(RetentionResult(False, problem), (problem,), EXIT_INCOMPLETE)
-    result = RetentionResult.build(pruned)
-    if is_good:
-        return _Retention(result, warnings_of(pruned), exit_code_of(pruned))
-    problem = "retention: not applied to good snapshots, as the new one is not good"
-    result = replace(result, applied=False, problem=problem)
-    return _Retention(result, (problem, *warnings_of(pruned)), EXIT_DONE)
 
 
 def show(terminal: Terminal, result: "BackupResult") -> None:

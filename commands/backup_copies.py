@@ -14,8 +14,7 @@ from sagewai_ops.text import size
 from .retention_options import (  # noqa: TID251 - a neighbour
     WAIT_SECONDS,
     KeepOptions,
-    exit_code_of,
-    warnings_of,
+    apply_rules,
 )
 
 if TYPE_CHECKING:
@@ -39,11 +38,8 @@ def copy_to(
     A failure is a warning and exit 3: the snapshot is complete without the copy.
     """
     from sagewai_ops.backup.copy import CopyOptions, copy_snapshots
-    from sagewai_ops.backup.results import CopyResult, RetentionResult
-    from sagewai_ops.snapshots.prune import describe_prune, prune
-    from sagewai_ops.snapshots.trust import trust_of
+    from sagewai_ops.backup.results import CopyResult
 
-    environment = run.settings.environment
     try:
         with run.terminal.progress() as progress:
             copied = copy_snapshots(
@@ -55,7 +51,7 @@ def copy_to(
                     amount=options.read_back,
                     wait_seconds=max(options.wait_seconds, WAIT_SECONDS),
                 ),
-                environment,
+                run.settings.environment,
                 progress=progress,
             )
     except (OpsError, OSError) as error:
@@ -72,22 +68,11 @@ def copy_to(
     policy = KeepOptions(**run.settings.retention_of(target)).policy()
     if policy.is_empty:
         return Copy(result, copied.warnings)
-    try:
-        pruned = describe_prune(
-            prune(
-                home,
-                target,
-                policy,
-                wait_seconds=max(options.wait_seconds, WAIT_SECONDS),
-                trust=trust_of(home, target, environment),
-            )
-        )
-    except OpsError as error:
-        problem = f"retention of {target}: not applied, {error.message}"
-        result = replace(result, problem=problem, retention=RetentionResult(False, problem))
-        return Copy(result, (*copied.warnings, problem), EXIT_INCOMPLETE)
-    result = replace(result, retention=RetentionResult.build(pruned))
-    return Copy(result, (*copied.warnings, *warnings_of(pruned)), exit_code_of(pruned))
+    applied = apply_rules(
+        run, target, policy, wait_seconds=options.wait_seconds, what=f"retention of {target}"
+    )
+    result = replace(result, problem=applied.result.problem, retention=applied.result)
+    return Copy(result, (*copied.warnings, *applied.warnings), applied.exit_code)
 
 
 def _not_copied(target: Path, message: str) -> Copy:

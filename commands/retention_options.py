@@ -1,13 +1,18 @@
-"""The retention options of `snapshots prune` and `backup`."""
+"""The retention options of `snapshots prune` and `backup`, and how both apply the rules."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from sagewai_ops.cli.command import Run
 from sagewai_ops.cli.options import RETENTION, option
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
+from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE, OpsError
+from sagewai_ops.records import dataclass
 from sagewai_ops.text import shell_word, size
 
 if TYPE_CHECKING:
+    from sagewai_ops.backup.results import RetentionResult
     from sagewai_ops.snapshots.retention import Policy
 
 # At least, after a backup: another run holds the directory for the moments that it renames.
@@ -56,6 +61,57 @@ AllPaths = Annotated[
     bool,
     option(RETENTION, "--all-paths", "Include snapshots of this home at other paths or hosts."),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The rules after a backup, in its directory or in the place of a copy."""
+
+    result: "RetentionResult"
+    warnings: tuple[str, ...]
+    exit_code: int
+
+    def without_good(self) -> "Retention":
+        """Return it as applied to snapshots that are not good, because the new one is not."""
+        problem = "retention: not applied to good snapshots, as the new one is not good"
+        result = replace(self.result, applied=False, problem=problem)
+        return Retention(result, (problem, *self.warnings), EXIT_DONE)
+
+
+def apply_rules(
+    run: Run,
+    directory: Path,
+    policy: "Policy",
+    *,
+    wait_seconds: float,
+    what: str = "retention",
+    all_paths: bool = False,
+    spares_good: bool = False,
+) -> Retention:
+    """Prune after a backup; a failure does not affect the new snapshot.
+
+    Args:
+        what: Begins the line about a failure.
+    """
+    from sagewai_ops.backup.results import RetentionResult
+    from sagewai_ops.snapshots.prune import prune
+    from sagewai_ops.snapshots.trust import trust_of
+
+    home = run.home()
+    try:
+        pruned = prune(
+            home,
+            directory,
+            policy,
+            all_paths=all_paths,
+            wait_seconds=max(wait_seconds, WAIT_SECONDS),
+            trust=trust_of(home, directory, run.settings.environment),
+            spares_good=spares_good,
+        )
+    except OpsError as error:
+        problem = f"{what}: not applied, {error.message}"
+        return Retention(RetentionResult(False, problem), (problem,), EXIT_INCOMPLETE)
+    return Retention(RetentionResult.build(pruned), warnings_of(pruned), exit_code_of(pruned))
 
 
 def warnings_of(result: Any) -> tuple[str, ...]:

@@ -62,7 +62,6 @@ def prune(
 ) -> Outcome:
     """Parse, prune, render."""
     from sagewai_ops.remote.path import has_trees, tree_store
-    from sagewai_ops.snapshots.prune import describe_prune
     from sagewai_ops.snapshots.prune import prune as prune_snapshots
     from sagewai_ops.snapshots.trust import trust_of
 
@@ -74,16 +73,14 @@ def prune(
             f"--reclaim: {directory} is not a repository",
             hint="sagewai-ops snapshots prune --engine restic --repository R --reclaim",
         )
-    result = describe_prune(
-        prune_snapshots(
-            home,
-            directory,
-            keep.policy(),
-            all_paths=any_place,
-            dry_run=dry_run,
-            wait_seconds=wait,
-            trust=trust_of(home, directory, run.settings.environment),
-        )
+    result = prune_snapshots(
+        home,
+        directory,
+        keep.policy(),
+        all_paths=any_place,
+        dry_run=dry_run,
+        wait_seconds=wait,
+        trust=trust_of(home, directory, run.settings.environment),
     )
     if reclaim and has_trees(directory) and not dry_run:
         tree_store(directory).reclaim()

@@ -34,8 +34,8 @@ from sagewai_ops.snapshots.ownership import (
 from sagewai_ops.snapshots.remote_trash import HiddenSnapshot
 from sagewai_ops.snapshots.retention import (
     PERIODS,
+    Decision,
     Policy,
-    RetentionPlan,
     counts,
     plan_retention,
     protect,
@@ -44,29 +44,6 @@ from sagewai_ops.snapshots.trust import Trust, confirm, next_sequence
 
 _OF_NEWEST = {"newest", "newest of the right size"}  # reasons that need not be good
 _CLOCK_DRIFT = timedelta(hours=1)  # more than the clocks of machines that share a directory differ
-
-
-@dataclass(frozen=True, slots=True)
-class PruneReport:
-    """A prune, or its plan.
-
-    Attributes:
-        purged: Snapshots removed permanently.
-        remaining: Snapshots that stay in the trash, including those of other homes.
-        future_id: A snapshot dated in the future: nothing is removed permanently, because the
-            clock is or was wrong. "" without one.
-        dry_run: Whether nothing was changed.
-        hidden: Snapshots of which a remote store keeps what was deleted.
-    """
-
-    directory: Path
-    policy: Policy
-    plan: RetentionPlan
-    purged: tuple[Snapshot, ...] = ()
-    remaining: tuple[Snapshot, ...] = ()
-    future_id: str = ""
-    dry_run: bool = False
-    hidden: tuple[HiddenSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +83,17 @@ class ClockChange:
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """The result of `snapshots prune`.
+    """A prune, or its plan.
 
     Attributes:
         removed: Ids of the snapshots moved to the trash.
         purged: Ids of the snapshots removed permanently.
-        resting: Ids of the snapshots that stay in the trash.
-        ahead: Id of a snapshot dated in the future.
-        hidden: Snapshots that the store keeps: an object lock or versioning.
+        resting: Ids of the snapshots that stay in the trash, including those of other homes.
+        ahead: Id of a snapshot dated in the future: nothing is removed permanently, because the
+            clock is or was wrong. None without one.
+        dry_run: Whether nothing was changed.
+        hidden: Snapshots of which a remote store keeps what was deleted: an object lock or
+            versioning.
         reclaimed: Whether the engine of a repository removed data that no snapshot needs.
     """
 
@@ -130,39 +110,6 @@ class PruneResult:
     reclaimed: bool = False
 
 
-def describe_prune(report: PruneReport) -> PruneResult:
-    """Return a prune with the ids of its snapshots."""
-    policy, plan = report.policy, report.plan
-    return PruneResult(
-        folder=report.directory,
-        policy=PolicyResult(
-            last=policy.last,
-            **{rule: policy.periods.get(rule, 0) for rule in PERIODS},
-            within=policy.within,
-            tags=tuple(sorted(policy.tags)),
-        ),
-        snapshots=tuple(
-            DecisionResult(
-                id=decision.snapshot.id,
-                archive=decision.snapshot.path,
-                created_at=decision.snapshot.created_text,
-                sequence=decision.snapshot.sequence,
-                archive_bytes=decision.snapshot.size_bytes,
-                stays=decision.is_kept,
-                reasons=decision.reasons,
-            )
-            for decision in plan.decisions
-        ),
-        removed=tuple(item.id for item in plan.removed),
-        purged=tuple(item.id for item in report.purged),
-        resting=tuple(item.id for item in report.remaining),
-        set_back=tuple(ClockChange(before, after) for before, after in plan.clock_changes),
-        ahead=report.future_id or None,
-        dry_run=report.dry_run,
-        hidden=report.hidden,
-    )
-
-
 def prune(
     home: Home,
     directory: Path,
@@ -175,7 +122,7 @@ def prune(
     expected: Snapshot | None = None,
     trust: Trust | None = None,
     spares_good: bool = False,
-) -> PruneReport:
+) -> PruneResult:
     """Move the snapshots of a home that no rule keeps to the trash, and purge the earlier ones.
 
     Args:
@@ -219,8 +166,39 @@ def prune(
             hidden += trash.move_to_trash(directory, plan.removed)
             hidden += trash.purge(directory, purged)
         purged_paths = {item.path for item in purged}
-        remaining = tuple(item for item in trashed if item.path not in purged_paths)
-        return PruneReport(directory, policy, plan, purged, remaining, future_id, dry_run, hidden)
+        return PruneResult(
+            folder=directory,
+            policy=_describe_policy(policy),
+            snapshots=tuple(map(_describe_decision, plan.decisions)),
+            removed=tuple(item.id for item in plan.removed),
+            purged=tuple(item.id for item in purged),
+            resting=tuple(item.id for item in trashed if item.path not in purged_paths),
+            set_back=tuple(ClockChange(before, after) for before, after in plan.clock_changes),
+            ahead=future_id or None,
+            dry_run=dry_run,
+            hidden=hidden,
+        )
+
+
+def _describe_policy(policy: Policy) -> PolicyResult:
+    return PolicyResult(
+        last=policy.last,
+        **{rule: policy.periods.get(rule, 0) for rule in PERIODS},
+        within=policy.within,
+        tags=tuple(sorted(policy.tags)),
+    )
+
+
+def _describe_decision(decision: Decision) -> DecisionResult:
+    return DecisionResult(
+        id=decision.snapshot.id,
+        archive=decision.snapshot.path,
+        created_at=decision.snapshot.created_text,
+        sequence=decision.snapshot.sequence,
+        archive_bytes=decision.snapshot.size_bytes,
+        stays=decision.is_kept,
+        reasons=decision.reasons,
+    )
 
 
 def expect_snapshot(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sagewai_ops.fs import locks
 from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.snapshots import cards, catalog, trash
 from sagewai_ops.snapshots.ownership import owner_of
-from sagewai_ops.snapshots.prune import PruneReport, prune, undelete
+from sagewai_ops.snapshots.prune import PruneResult, prune, undelete
 from sagewai_ops.snapshots.retention import Policy
 from step_counter import counting, failing, killed_at, until_done
 
@@ -61,9 +62,14 @@ def directory(tmp_path: Path, home: Home) -> Path:
     return tmp_path / "backups"
 
 
-def pruned(home: Home, directory: Path, policy: Policy = LAST_TWO, **options: Any) -> PruneReport:
+def pruned(home: Home, directory: Path, policy: Policy = LAST_TWO, **options: Any) -> PruneResult:
     """Prune at the moment that the tests call now."""
     return prune(home, directory, policy, now=NOW, **options)
+
+
+def sequences(ids: Iterable[str]) -> list[int]:
+    """Return the sequence numbers of snapshots, which their ids end with: see `put`."""
+    return [int(snapshot_id.rpartition("-")[2], 16) for snapshot_id in ids]
 
 
 def places(directory: Path) -> dict[str, str]:
@@ -88,7 +94,7 @@ def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory
     """Archive and card, private; the next successful prune removes them permanently."""
     first = pruned(home, directory)
 
-    assert [item.sequence for item in first.plan.removed] == [1, 2, 3]
+    assert sequences(first.removed) == [1, 2, 3]
     assert first.purged == ()
     assert (directory / ".trash").stat().st_mode & 0o777 == 0o700
     assert numbers(directory) == [4, 5]
@@ -97,7 +103,7 @@ def test_what_goes_rests_in_the_trash_until_the_next_prune(home: Home, directory
     put(directory, home, 6)
     second = pruned(home, directory)
 
-    assert [item.sequence for item in second.purged] == [1, 2, 3]
+    assert sequences(second.purged) == [1, 2, 3]
     assert numbers(directory) == [5, 6]
     assert places(directory) == {
         **dict.fromkeys(("archive 5", "card 5", "archive 6", "card 6"), "folder"),
@@ -112,13 +118,13 @@ def test_a_dry_run_touches_nothing_and_plans_the_same(home: Home, directory: Pat
     planned = pruned(home, directory, dry_run=True)
 
     assert sorted(os.listdir(directory)) == before
-    assert planned.plan == pruned(home, directory).plan
-    assert [item.sequence for item in pruned(home, directory, dry_run=True).purged] == [1, 2, 3]
+    assert planned.snapshots == pruned(home, directory).snapshots
+    assert sequences(pruned(home, directory, dry_run=True).purged) == [1, 2, 3]
 
 
 def test_a_directory_that_is_not_there_has_nothing_to_prune(home: Home, tmp_path: Path) -> None:
     """And does not come to be."""
-    assert pruned(home, tmp_path / "none").plan.decisions == ()
+    assert pruned(home, tmp_path / "none").snapshots == ()
     assert not (tmp_path / "none").exists()
 
 
@@ -145,8 +151,8 @@ def test_what_is_not_of_this_home_stays_also_in_the_trash(home: Home, directory:
     result = pruned(home, directory)
     again = pruned(home, directory)
 
-    assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4]
-    assert [item.path for item in again.remaining] == [theirs]
+    assert sequences(result.removed) == [1, 2, 3, 4]
+    assert again.resting == (catalog.id_of(theirs.name),)
     assert theirs.exists()
     assert blank.exists()
     assert (directory / "notes.txt").exists()
@@ -160,8 +166,8 @@ def test_machines_that_take_turns_keep_each_their_own(home: Home, directory: Pat
 
     result = pruned(home, directory, Policy(last=1))
 
-    assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4, 5]
-    assert result.plan.decisions[5].reasons == ("of the home on elsewhere",)
+    assert sequences(result.removed) == [1, 2, 3, 4, 5]
+    assert result.snapshots[5].reasons == ("of the home on elsewhere",)
 
 
 def test_a_machine_of_another_name_each_time_prunes_all(home: Home, directory: Path) -> None:
@@ -169,7 +175,7 @@ def test_a_machine_of_another_name_each_time_prunes_all(home: Home, directory: P
     put(directory, home, 6, host="pod-1")
     put(directory, home, 7, host="pod-2")
 
-    assert len(pruned(home, directory, Policy(last=1)).plan.removed) == 6
+    assert len(pruned(home, directory, Policy(last=1)).removed) == 6
 
 
 def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, directory: Path) -> None:
@@ -178,21 +184,21 @@ def test_a_clone_elsewhere_is_pruned_when_that_is_asked_for(home: Home, director
 
     result = pruned(home, directory, all_paths=True)
 
-    assert [item.sequence for item in result.plan.removed] == [1, 2, 3, 4]
+    assert sequences(result.removed) == [1, 2, 3, 4]
 
 
 def test_nothing_goes_for_ever_while_a_snapshot_is_dated_ahead(home: Home, directory: Path) -> None:
     """The clock was ahead when the rules were applied, or is behind now: all can come back."""
     ahead = put(directory, home, 6, days=4000)
     first = pruned(home, directory, Policy(within="30d"))
-    assert [item.sequence for item in first.plan.removed] == [1, 2, 3, 4, 5]
+    assert sequences(first.removed) == [1, 2, 3, 4, 5]
 
     put(directory, home, 7, days=59)
     second = pruned(home, directory, Policy(within="30d"))
 
-    assert second.future_id == ahead.name[len("sagewai-") : -len(".tar.zst")]
+    assert second.ahead == ahead.name[len("sagewai-") : -len(".tar.zst")]
     assert second.purged == ()
-    assert second.plan.clock_changes != ()
+    assert second.set_back != ()
     assert len(undelete(directory, ())) == 5
     assert numbers(directory) == [1, 2, 3, 4, 5, 6, 7]
 
@@ -289,10 +295,10 @@ with locks.exclusive(pathlib.Path(sys.argv[1])):
         for word in (os.uname().nodename, f"pid {other.pid}", "python", "since 20"):
             assert word in raised.value.message
         assert catalog.list_snapshots(directory)  # who only reads is not held up
-        assert pruned(home, directory, dry_run=True).plan.removed
+        assert pruned(home, directory, dry_run=True).removed
         other.kill()
 
-    assert pruned(home, directory, wait_seconds=30).plan.removed
+    assert pruned(home, directory, wait_seconds=30).removed
 
 
 def test_who_reads_a_home_or_a_directory_keeps_no_other_reader_away(directory: Path) -> None:
@@ -330,7 +336,7 @@ def test_a_kill_at_any_step_leaves_each_snapshot_once(home: Home, tmp_path: Path
         was_killed = killed_at(number, lambda: _act(home, directory))
         _is_whole(directory)
         after = pruned(home, directory, Policy(last=9))
-        assert after.plan.removed == ()
+        assert after.removed == ()
         return was_killed
 
     assert until_done(attempt) > 10
