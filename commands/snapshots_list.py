@@ -52,7 +52,7 @@ def list_snapshots(
       19  the remote place failed
     """
     from sagewai_ops.backup.snapshot_list import SnapshotList, Trash, describe_snapshot
-    from sagewai_ops.remote.path import has_trees
+    from sagewai_ops.remote.path import has_trees, tree_store
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.mirror import find_mirror
     from sagewai_ops.snapshots.trash import list_trash
@@ -90,6 +90,8 @@ def list_snapshots(
         rebuilt=rebuilt,
     )
     warnings, code = _rebuild_outcome(rebuilt)
+    if has_trees(directory):
+        warnings = tree_store(directory).passed_over()
     return Outcome(
         result,
         lambda terminal: _show(terminal, result),

@@ -10,9 +10,11 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -71,6 +73,20 @@ class Repository:
             check=True,
         )
         return done.stdout
+
+    def store(self, name: str, content: bytes, labels: Sequence[str]) -> None:
+        """Store a file with any labels, as another client does."""
+        if self.engine == "restic":
+            tags = [word for tag in ("sagewai-ops", *labels) for word in ("--tag", tag)]
+            words = ["backup", "--stdin", "--stdin-filename", name, *tags]
+        else:
+            archive = f"::{name}~{datetime.now(timezone.utc):%Y%m%d%H%M%S%f}"
+            comment = " ".join(("sagewai-ops", *labels))
+            words = ["create", "--stdin-name", name, "--comment", comment, archive, "-"]
+        environment = self._environment
+        subprocess.run(
+            [self.engine, *words], env=environment, input=content, capture_output=True, check=True
+        )
 
     def wrap(self, directory: Path, patch: pytest.MonkeyPatch) -> Path:
         """Record arguments and environment of each run from here on; return the file."""
@@ -135,15 +151,11 @@ class Repository:
             return
         (file,) = (self.path / "keys").iterdir()
         key = json.loads(file.read_text())
-        salt, data = (base64.b64decode(key[name]) for name in ("salt", "data"))
-        nonce, text = data[:16], data[16:-16]
-        master = _encrypt(_derive(salt, key["N"], key["r"], key["p"])[:32], nonce, text)
+        nonce, master = _open_key(key)
         key |= {"N": 2, "r": 1, "p": 1}
-        weak = _derive(salt, 2, 1, 1)
-        text = _encrypt(weak[:32], nonce, master)
-        pad = _encrypt(weak[32:48], nonce, bytes(16))
-        tag = Poly1305.generate_tag(weak[48:] + pad, text)
-        key["data"] = base64.b64encode(nonce + text + tag).decode()
+        weak = _derive(base64.b64decode(key["salt"]), 2, 1, 1)
+        sealed = _seal(weak[:32], weak[32:48], weak[48:], nonce, master)
+        key["data"] = base64.b64encode(sealed).decode()
         content = json.dumps(key).encode()
         file.with_name(hashlib.sha256(content).hexdigest()).write_bytes(content)
         file.unlink()
@@ -202,6 +214,34 @@ class Repository:
         program.write_text(f'#!/bin/sh\nREAL="{real}"\n{text}\n')
         program.chmod(0o755)
         patch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+
+def forge_snapshot(repository: Repository, content: bytes) -> None:
+    """Store any bytes as a snapshot of restic, which everyone with the password can.
+
+    Source: restic's design.rst, as for `Repository.weaken`.
+    """
+    (file,) = (repository.path / "keys").iterdir()
+    _nonce, master = _open_key(json.loads(file.read_text()))
+    keys = json.loads(master)
+    words = (keys["encrypt"], keys["mac"]["k"], keys["mac"]["r"])
+    encrypting, first, second = map(base64.b64decode, words)
+    sealed = _seal(encrypting, first, second, os.urandom(16), content)
+    (repository.path / "snapshots" / hashlib.sha256(sealed).hexdigest()).write_bytes(sealed)
+
+
+def _open_key(key: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return the nonce and the keys of the repository in a key file of restic."""
+    salt, data = (base64.b64decode(key[name]) for name in ("salt", "data"))
+    derived = _derive(salt, key["N"], key["r"], key["p"])
+    return data[:16], _encrypt(derived[:32], data[:16], data[16:-16])
+
+
+def _seal(encrypting: bytes, first: bytes, second: bytes, nonce: bytes, content: bytes) -> bytes:
+    """Encrypt with AES-256-CTR, authenticate with Poly1305-AES."""
+    text = _encrypt(encrypting, nonce, content)
+    pad = _encrypt(first, nonce, bytes(16))
+    return nonce + text + Poly1305.generate_tag(second + pad, text)
 
 
 def _derive(salt: bytes, n: int, r: int, p: int) -> bytes:

@@ -11,6 +11,7 @@ from sagewai_ops.cli.options import REPOSITORY
 from sagewai_ops.cli.settings import Settings
 from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import UsageError
+from sagewai_ops.fs.given_files import passed_descriptor
 from sagewai_ops.home.paths import Home
 from sagewai_ops.remote.address import ENGINES, REPOSITORY_VARIABLES
 from sagewai_ops.remote.path import has_trees, is_remote, parse_place
@@ -53,8 +54,8 @@ def with_repository(settings: Settings, terminal: Terminal, options: Mapping[str
     """Return the settings of a run with its repository, and where its password is.
 
     Args:
-        options: Of the command: `engine`, `repository`, `passphrase_file`, `passphrase_command`
-            and `work_dir` count.
+        options: Of the command: `engine`, `repository`, `passphrase_file`, `passphrase_command`,
+            `work_dir`, `key_file` and `extra_key` count.
 
     Raises:
         UsageError: The engine is unknown, or one of the two options is missing.
@@ -88,7 +89,10 @@ def with_repository(settings: Settings, terminal: Terminal, options: Mapping[str
 
     if file or command:
         settings = replace(settings, repository_password=password)
-    return replace(settings, work_dir=options.get("work_dir"))
+    key = options.get("key_file") or options.get("extra_key")
+    if key and (str(key) == "-" or passed_descriptor(str(key)) is not None):
+        key = None  # which is read once
+    return replace(settings, work_dir=options.get("work_dir"), key_file=key)
 
 
 def _names_snapshots(parameter: inspect.Parameter) -> bool:

@@ -35,6 +35,7 @@ class Settings:
         repository_password: Returns the password of every repository of the run; None to leave it
             to the engine's own variables.
         work_dir: Where a tree of a repository is written for a while; None for next to the home.
+        key_file: With a key of the home, for the metadata files of a repository.
     """
 
     home_option: Path | None = None
@@ -50,6 +51,7 @@ class Settings:
     repository: Path | None = None
     repository_password: Callable[[], str] | None = field(default=None, repr=False)
     work_dir: Path | None = None
+    key_file: Path | None = None
 
     def snapshots(self, home: "Home", option: Path | None = None) -> Path:
         """Find the snapshot directory as it is named: by an option, the variable, or the home.
@@ -114,6 +116,7 @@ class Settings:
         from sagewai_ops.remote.address import find_repository
         from sagewai_ops.snapshots import catalog
         from sagewai_ops.snapshots.scratch import scratch_directory, work_parent
+        from sagewai_ops.snapshots.trust import find_genuine
 
         def scratch() -> "AbstractContextManager[Path]":
             parent = work_parent(home.root, self.work_dir, snapshots=path)
@@ -134,4 +137,5 @@ class Settings:
                 self.limit_download,
             ),
             scratch,
+            find_genuine(home, self.environment, self.key_file),
         )

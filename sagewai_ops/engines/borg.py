@@ -121,11 +121,13 @@ class Borg:
         try:
             listed = json.loads(finished.output)
             mode = listed["encryption"]["mode"]
-            found = [stored for item in listed["archives"] if (stored := _parse(item))]
+            marked = [item for item in listed["archives"] if _labels_of(item) is not None]
+            found = [stored for item in marked if (stored := _parse(item))]
             return Listing(
                 [stored for stored in found if not _is_partial(stored)],
                 is_encrypted=mode not in _CLEAR_MODES,
                 partial=[stored for stored in found if _is_partial(stored)],
+                foreign=[str(item["name"]) for item in marked if not _parse(item)],
             )
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
             raise OpsError("borg: list of an unknown form", hint="borg --version") from error
@@ -225,10 +227,10 @@ class Borg:
 
 def _parse(item: Any) -> StoredObject | None:
     """Return an archive; None for one that this program did not store."""
-    mark, *labels = item["comment"].split(" ")
-    if mark != MARK:
+    labels, engine_id = _labels_of(item), item["name"]
+    if labels is None:
         return None
-    named, engine_id = parse_labels(labels), item["name"]
+    named = parse_labels(labels)
     match = _ENGINE_ID.fullmatch(engine_id)
     if not match or match[1] != named.get("name"):
         return None
@@ -237,6 +239,12 @@ def _parse(item: Any) -> StoredObject | None:
     except ValueError:
         return None
     return labelled(engine_id, named, moment)
+
+
+def _labels_of(item: Any) -> list[str] | None:
+    """Return the labels of an archive; None for one without the mark of this program."""
+    mark, *labels = item["comment"].split(" ")
+    return labels if mark == MARK else None
 
 
 def _is_partial(stored: StoredObject) -> bool:

@@ -67,6 +67,8 @@ _PATTERNS: tuple[tuple[type[OpsError], tuple[str, ...]], ...] = (
             *("not found in repository", "not found in index", "not in the index", "decrypt"),
             *("invalid character", "unable to load", "no matching", "is not a valid", "segment"),
             *("missing chunk", "invalid header", "unpack", "stat <", "load <"),
+            # Of other writers: a file that is not where files are stored, or no tree.
+            *("not found in snapshot", "never matched", "cannot unmarshal", "panic:"),
         ),
     ),
     (
@@ -133,11 +135,13 @@ class Listing:
         objects: Everything that this program stored, in the engine's order.
         is_encrypted: Whether the engine encrypts what it stores there.
         partial: What runs that were killed left of objects.
+        foreign: The ids of what has the mark of this program, and not the form of its objects.
     """
 
     objects: list[StoredObject]
     is_encrypted: bool = True
     partial: list[StoredObject] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
 
 
 class Engine(Protocol):

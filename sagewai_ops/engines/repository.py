@@ -4,7 +4,8 @@ Each object of the place is a snapshot of the engine: a tree (the files of one o
 a small file such as a metadata file. The engine stores an object in one step, so a list never shows
 a part of one. Of two small files with the same name the later one counts, and the other one is
 forgotten when the engine forgets something else. Of two trees that of the metadata file counts:
-another writer of the repository replaces no snapshot, and what shares its name is kept.
+another writer of the repository replaces no snapshot, and what shares its name is kept. Of several
+metadata files with one name, the latest that is authentic counts, and only such a one replaces.
 
 Small files are read through a cache of the user: each read starts the engine. The engine's ids are
 hashes of the content (restic), or unique (borg), and their content is authenticated by its readers.
@@ -38,9 +39,10 @@ from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.address import REPOSITORY_VARIABLES
 from sagewai_ops.remote.store import Bounds, Deletion, ObjectFacts, Upload
-from sagewai_ops.text import shell_word
+from sagewai_ops.text import printable, shell_word
 
 _MOST_CACHED_BYTES = 64 * 1024  # of an object; a metadata file has some 2 KB
+_MOST_SHOWN = 3  # ids in a warning
 _PROGRAM = "program"  # in the cache
 _Objects: TypeAlias = list[StoredObject]
 _Facts: TypeAlias = list[ObjectFacts]
@@ -118,13 +120,20 @@ class RepositoryStore:
     Args:
         connection: How it is opened.
         scratch: Creates a private directory for a tree that is read, and removes it.
+        is_genuine: Whether this home wrote a small file, from its name and content.
     """
 
     def __init__(
-        self, connection: Connection, scratch: Callable[[], AbstractContextManager[Path]]
+        self,
+        connection: Connection,
+        scratch: Callable[[], AbstractContextManager[Path]],
+        is_genuine: Callable[[str, bytes], bool] = lambda _name, _content: True,
     ) -> None:
         self._connection = connection
         self._scratch = scratch
+        self._is_genuine = is_genuine
+        self._verdicts: dict[str, bool] = {}  # of it, by the engine's id
+        self._foreign: Collection[str] = ()
         self._opened: Engine | None = None
         self._objects: _Objects | None = None
         self._partial: _Objects = []
@@ -207,7 +216,7 @@ class RepositoryStore:
             return ()
         warnings = self._check_encryption(allow_clear=allow_clear)
         self._forget(self._superseded())
-        return warnings
+        return (*warnings, *self.passed_over())
 
     def store_tree(
         self,
@@ -262,6 +271,14 @@ class RepositoryStore:
         wanted = [self._stored.get(name) for name in names]
         return all(new and any(_is_same(item, new) for item in listed) for new in wanted)
 
+    def passed_over(self) -> tuple[str, ...]:
+        """Return a warning about what another writer stored as if it were of this program."""
+        self._all()
+        if not self._foreign:
+            return ()
+        count, shown = len(self._foreign), ", ".join(map(printable, [*self._foreign][:_MOST_SHOWN]))
+        return (f"{self.address}: passed over, of another writer: {count}, such as {shown}",)
+
     def reclaim(self) -> None:
         """Remove data that no object needs."""
         self._engine().reclaim()
@@ -287,7 +304,7 @@ class RepositoryStore:
             except NotFoundError as error:
                 raise self._not_initialised(error) from error
             self._objects, self._partial = listing.objects, listing.partial
-            self._is_encrypted = listing.is_encrypted
+            self._is_encrypted, self._foreign = listing.is_encrypted, listing.foreign
             self._cache.keep(self._objects)
         return self._objects
 
@@ -326,10 +343,28 @@ class RepositoryStore:
 
     def _current(self) -> dict[str, StoredObject]:
         """Return the object of each name that counts."""
-        current = {item.name: item for item in sorted(self._all(), key=lambda item: item.order)}
+        versions: dict[str, _Objects] = defaultdict(list)
+        for item in sorted(self._all(), key=lambda item: item.order):
+            versions[item.name].append(item)
+        current = {name: self._latest(found) for name, found in versions.items()}
         for name in self._contested():
             current[name] = self._genuine(current, name)
         return current
+
+    def _latest(self, versions: _Objects) -> StoredObject:
+        """Return the latest small file that this home wrote, if there is one, or the latest."""
+        several = versions if len(versions) > 1 and not versions[0].is_tree else ()
+        return next(filter(self._is_own, reversed(several)), versions[-1])
+
+    def _is_own(self, item: StoredObject) -> bool:
+        """Return whether this home wrote a small file."""
+        if item.engine_id not in self._verdicts:
+            is_own = False
+            if item.size_bytes <= _MOST_CACHED_BYTES:
+                with contextlib.suppress(DamagedError):
+                    is_own = self._is_genuine(item.name, self._content_of(item))
+            self._verdicts[item.engine_id] = is_own
+        return self._verdicts[item.engine_id]
 
     def _contested(self) -> set[str]:
         """Return the names of several trees."""
@@ -345,7 +380,8 @@ class RepositoryStore:
         if stored and any(_is_same(item, stored) for item in self._all()):
             return stored
         cards = [item for other, item in current.items() if other.startswith(f"{name}.json")]
-        digests = {self._digest(item) for item in cards} - {""}
+        own = [item for item in cards if self._is_own(item)]
+        digests = {self._digest(item) for item in own or cards} - {""}
         fitting = [item for item in self._all() if item.name == name and item.digest in digests]
         return max(fitting, key=lambda item: item.order, default=current[name])
 
@@ -387,15 +423,14 @@ class RepositoryStore:
         return content
 
     def _superseded(self) -> _Objects:
-        """Return the small files that were replaced, but of no name of several trees."""
-        latest = {item.engine_id for item in self._current().values()}
-        contested = self._contested()
+        """Return the small files that one of this home replaced."""
+        current = self._current()
         return [
             item
             for item in self._all()
             if not item.is_tree
-            and item.engine_id not in latest
-            and item.name.partition(".json")[0] not in contested
+            and item.engine_id != current[item.name].engine_id
+            and self._is_own(current[item.name])
         ]
 
     def _forget(self, objects: _Objects) -> None:

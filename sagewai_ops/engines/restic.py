@@ -49,6 +49,13 @@ _HARMLESS = re.compile(
     r"(Load|List|Stat)\(.*(returned error, retrying|operation successful after \d+ retries)"
     r"|unable to open cache|subprocess |rclone: "
 )
+# A snapshot that restic has decrypted, so no damage, and that is none: of another writer.
+_MALFORMED = re.compile(
+    r"(?:could not load|failed to load|ignoring)(?: snapshot)? \W?([0-9a-f]{8,64})\W+"
+    r"(?:parsing time|json:|not supported encoding|encoding/hex|invalid length for ID"
+    r"|invalid character)",
+    re.IGNORECASE,
+)
 # Of restic 0.17 and newer; older ones exit with 1.
 _CODES: dict[int, type[OpsError]] = {10: NotFoundError, 11: LockedError, 12: KeyMissingError}
 _HINTS: dict[type[OpsError], str] = {
@@ -100,16 +107,23 @@ class Restic:
         # A snapshot that cannot be read is left out of the list, with success and a message.
         # A part of a list would make the cards, or the trees, of the others look like leftovers.
         messages = [_text(line) for line in finished.messages]
-        problems = [line for line in messages if not _HARMLESS.match(line)]
+        foreign = [match[1] for line in messages if (match := _MALFORMED.match(line))]
+        problems = [
+            line for line in messages if not _HARMLESS.match(line) and not _MALFORMED.match(line)
+        ]
         if problems:
             kind = classify(problems)
             raise failure("restic", finished, problems, kind, self._hint(kind))
         listed = self._json(finished)
-        if listed is None:
-            return Listing([])
-        if not isinstance(listed, list):
+        if not isinstance(listed or [], list):
             raise self._unknown("snapshots")
-        return Listing([found for item in listed if (found := self._parse(item))])
+        objects = []
+        for item in listed or []:
+            if found := self._parse(item):
+                objects.append(found)
+            else:
+                foreign.append(str(item["id"]))
+        return Listing(objects, foreign=foreign)
 
     def store_tree(
         self, directory: Path, new: NewTree, parent: StoredObject | None

@@ -234,6 +234,10 @@ class TreeStore(Protocol):
         """Return whether a new list has everything that this run stored under these names."""
         ...
 
+    def passed_over(self) -> tuple[str, ...]:
+        """Return warnings about what another writer stored as if it were of this program."""
+        ...
+
     def reclaim(self) -> None:
         """Remove data that no object needs."""
         ...

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sagewai_ops.archive.authentication import AuthenticationKey
-from sagewai_ops.errors import NotFoundError
+from sagewai_ops.errors import DamagedError, NotFoundError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.remote.path import RemotePath, is_remote
@@ -189,9 +189,9 @@ def read_remote_cards(
         if file not in place.place.contents:
             try:
                 place.place.contents[file] = place.store.read(file.name, 0, file.size_bytes)
-            except NotFoundError:
-                return {}  # removed by another run
-        return _parse(place.place.contents[file], name)
+            except (NotFoundError, DamagedError):
+                return {}  # removed by another run, or of another writer: the archive decides
+        return parse_card(place.place.contents[file], name)
 
     with ThreadPool(_REMOTE_READS, thread_name_prefix="card") as pool:
         return dict(zip(files, pool.map(read, files), strict=True))
@@ -215,12 +215,12 @@ def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
             os.close(descriptor)
     except OSError:
         return {}, -1
-    document = _parse(content, archive.name)
+    document = parse_card(content, archive.name)
     return document, status.st_uid if document else -1
 
 
-def _parse(content: bytes, name: str) -> dict[str, Any]:
-    """Return a metadata file; {} if it is malformed, or of another archive."""
+def parse_card(content: bytes, name: str) -> dict[str, Any]:
+    """Return the metadata file of an archive; {} if it is malformed, or of another one."""
     try:
         card = json.loads(content)
     except (ValueError, RecursionError):

@@ -5,8 +5,10 @@ Without a key of the home only its owner counts: a file of this user in a direct
 user can write. What is not confirmed is never counted, removed or reported as proved.
 """
 
+import contextlib
+import functools
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ from sagewai_ops.archive.authentication import AuthenticationKey
 from sagewai_ops.archive.manifest import Header
 from sagewai_ops.archive.open import read_summary
 from sagewai_ops.archive.validation import is_mac
+from sagewai_ops.errors import OpsError
 from sagewai_ops.fs.trust import is_trusted_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
-from sagewai_ops.snapshots.cards import RESULTS, is_authentic
+from sagewai_ops.snapshots.cards import RESULTS, is_authentic, parse_card
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered
 from sagewai_ops.snapshots.mark import Mark, former_keys, read_mark
 from sagewai_ops.snapshots.ownership import home_ids
@@ -84,6 +87,32 @@ def keys_of(
     known = {key.fingerprint for key in keys}
     former = (key for key in former_keys(home, keys) if key.fingerprint not in known)
     return (*keys, *former)
+
+
+def find_genuine(
+    home: Home, environment: Mapping[str, str], key_file: Path | None = None
+) -> Callable[[str, bytes], bool]:
+    """Return a function for the name and content of a metadata file: whether this home wrote it.
+
+    That is shown by its HMAC, or by the id of the home if it has no key. The keys are read at the
+    first call.
+
+    Args:
+        environment, key_file: As for `trust_of`; a key file that cannot be read is left out.
+    """
+
+    @functools.cache
+    def known() -> tuple[tuple[AuthenticationKey, ...], tuple[str, ...]]:
+        with contextlib.suppress(OpsError):
+            return keys_of(home, environment, key_file=key_file), home_ids(home)
+        return keys_of(home, environment), home_ids(home)
+
+    def is_genuine(name: str, content: bytes) -> bool:
+        keys, ids = known()
+        card = parse_card(content, name.partition(".json")[0])
+        return is_authentic(card, keys) if keys else card.get("home_id") in ids
+
+    return is_genuine
 
 
 def ids_at_place(home: Home, snapshots: Iterable[Snapshot], trust: Trust) -> frozenset[str]:
