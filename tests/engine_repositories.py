@@ -115,6 +115,14 @@ class Repository:
             f'mv "{started}.new" "{started}"; sleep 600;; esac\nexec "$REAL" "$@"',
         )
 
+    def note(self, directory: Path, patch: pytest.MonkeyPatch, word: str, started: Path) -> None:
+        """Write the id of the process of each run with a word among its arguments."""
+        self._script(
+            directory,
+            patch,
+            f'case " $* " in *" {word} "*) echo $$ > "{started}";; esac\nexec "$REAL" "$@"',
+        )
+
     def skip(self, directory: Path, patch: pytest.MonkeyPatch, word: str) -> None:
         """Do nothing, with success, in each run with a word among its arguments."""
         self._script(
@@ -168,6 +176,21 @@ class Repository:
             "borg": f"borg break-lock {self.path}",
         }[self.engine]
 
+    def is_locked_by(self, started: Path) -> bool:
+        """Return whether it has a complete lock since a run that `note` writes the id of."""
+        if not started.exists() or not started.read_text().strip():
+            return False
+        newest = started.stat().st_mtime_ns
+        pattern = "locks/" + "?" * 64 if self.engine == "restic" else "lock.exclusive"
+        found = self.path.glob(pattern)  # a temporary name of a lock of restic is longer
+        with contextlib.suppress(FileNotFoundError):  # removed just now
+            return any(lock.stat().st_mtime_ns >= newest for lock in found)
+        return False
+
+    def unlock(self) -> None:
+        """Remove the locks of runs that have ended."""
+        self.run({"restic": "unlock", "borg": "break-lock"}[self.engine])
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Lock it for the block, as another run of the engine does."""
@@ -180,7 +203,7 @@ class Repository:
                         time.sleep(0.001)
                     process.kill()
             yield
-            self.run("unlock")
+            self.unlock()
             return
         with self._started(*words["borg"]) as process:
             while not (self.path / "lock.exclusive").exists():
@@ -190,7 +213,7 @@ class Repository:
                 yield
             finally:
                 process.terminate()
-        self.run("break-lock")
+        self.unlock()
 
     @contextlib.contextmanager
     def _started(self, *words: str) -> Iterator[subprocess.Popen[bytes]]:

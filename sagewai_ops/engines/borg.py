@@ -14,15 +14,13 @@ from sagewai_ops.engines.engine import (
     Listing,
     NewTree,
     StoredObject,
-    classify,
-    failure,
     labelled,
     labels_of,
     labels_of_file,
     parse_labels,
-    shown_repository,
 )
-from sagewai_ops.engines.process import Access, Finished, run_engine, shown
+from sagewai_ops.engines.process import Finished, run_engine, shown
+from sagewai_ops.engines.program import EngineProgram
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -31,13 +29,9 @@ from sagewai_ops.errors import (
     NotFoundError,
     OpsError,
     RemoteError,
-    TargetBusyError,
 )
-from sagewai_ops.records import dataclass
 from sagewai_ops.remote.store import TREE, Bounds
 
-_OLDEST = (1, 2)
-_VERSION = re.compile(rb"borg (\d+)\.(\d+)")
 # Never like an option. A run that is killed after half an hour leaves a checkpoint.
 _ENGINE_ID = re.compile(
     r"([A-Za-z0-9._][A-Za-z0-9._-]{0,199})~([0-9]{20})(\.checkpoint(\.[0-9]+)?)?"
@@ -78,41 +72,16 @@ _HINTS: dict[type[OpsError], str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Borg:
-    """borg with a repository, which its environment names.
+class Borg(EngineProgram):
+    """borg, from version 1.2; the key of a new repository is in it."""
 
-    Args:
-        limits: Options such as `--upload-ratelimit=N`.
-    """
+    __slots__ = ()
 
-    access: Access
-    limits: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name of the engine."""
-        return "borg"
-
-    def require_version(self) -> None:
-        """Check that it is 1.2 or newer, and not 2, whose commands are others."""
-        finished = run_engine(self.access, ["--version"], most_bytes=MOST_FILE_BYTES)
-        match = _VERSION.match(finished.output)
-        if finished.code or match is None:
-            raise OpsError("borg: version unknown", hint="borg --version")
-        found = (int(match[1]), int(match[2]))
-        if found < _OLDEST or found[0] > 1:
-            raise OpsError(
-                f"borg: version {found[0]}.{found[1]}, 1.2 to 1.4 required", hint="borg --version"
-            )
-
-    def initialise(self) -> None:
-        """Create the repository, encrypted; its key is in it."""
-        arguments = ["init", "--log-json", "--encryption", "repokey-blake2"]
-        finished = run_engine(self.access, arguments)
-        if finished.code and any("AlreadyExists" in line for line in finished.messages):
-            raise TargetBusyError(f"borg: {shown(_text(finished.messages[0])[0])}")
-        self._check(finished)
+    version_word = "--version"
+    versions = ((1, 2), (2, 0), "1.2 to 1.4")
+    init_words = ("init", "--log-json", "--encryption", "repokey-blake2")
+    exists_word = "AlreadyExists"
+    hints = _HINTS
 
     def list(self) -> Listing:
         """Return what this program stored."""
@@ -130,7 +99,7 @@ class Borg:
                 foreign=[str(item["name"]) for item in marked if not _parse(item)],
             )
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-            raise OpsError("borg: list of an unknown form", hint="borg --version") from error
+            raise self._unknown("list") from error
 
     def store_tree(
         self,
@@ -211,18 +180,13 @@ class Borg:
         common = ["--log-json", "--lock-wait", _LOCK_SECONDS, *self.limits]
         return self._check(run_engine(self.access, [command, *common, *others], **options))
 
-    def _check(self, finished: Finished) -> Finished:
-        # A warning (1) is a failure too: what is stored or read is private to this run.
-        if finished.code == 0:
-            return finished
+    def _explain(self, finished: Finished) -> tuple[Sequence[str], type[OpsError] | None]:
         parsed = [_text(line) for line in finished.messages]
         # Warnings come first, and are not the cause.
         messages = [text for text, _name in sorted(parsed, key=lambda line: not line[1])]
         names = [name for _text, name in parsed if name]
         kind = next((ours for word, ours in _WORDS.items() for name in names if word in name), None)
-        kind = kind or classify(messages)
-        hint = _HINTS.get(kind, "").format(shown_repository("borg", self.access.environment))
-        raise failure("borg", finished, messages, kind, hint)
+        return messages, kind
 
 
 def _parse(item: Any) -> StoredObject | None:

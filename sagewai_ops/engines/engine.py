@@ -1,4 +1,4 @@
-"""What restic and borg have in common for this program, and their errors."""
+"""What restic and borg have in common for this program, and the kinds of their errors."""
 
 import hashlib
 import re
@@ -9,7 +9,6 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol
 
-from sagewai_ops.engines.process import Finished, shown
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
@@ -21,9 +20,7 @@ from sagewai_ops.errors import (
     RemoteError,
 )
 from sagewai_ops.records import dataclass
-from sagewai_ops.remote.address import REPOSITORY_VARIABLES, repository_address
 from sagewai_ops.remote.store import TREE, Bounds
-from sagewai_ops.text import shell_word
 
 MARK = "sagewai-ops"  # of everything that this program stores in a repository
 MOST_FILE_BYTES = 16 * 1024 * 1024  # of a file that is stored alone: records are far smaller
@@ -285,29 +282,3 @@ def classify(messages: Sequence[str]) -> type[OpsError]:
     """Return the kind of an engine's error, from its messages."""
     text = "\n".join(messages).lower()
     return next((kind for kind, words in _PATTERNS if any(map(text.__contains__, words))), OpsError)
-
-
-def shown_repository(engine: str, environment: Mapping[str, str]) -> str:
-    """Return the repository of an engine's environment as a word of a command, without password."""
-    named = environment.get(REPOSITORY_VARIABLES[engine], "")
-    return shell_word(repository_address(engine, named).partition(":")[2])
-
-
-def failure(
-    engine: str,
-    finished: Finished,
-    messages: Sequence[str],
-    kind: type[OpsError],
-    hint: str = "",
-) -> OpsError:
-    """Return the error of a run that failed.
-
-    Args:
-        messages: In clear; the first is shown.
-        kind: From `classify`, or from the engine's own code.
-        hint: For this kind.
-    """
-    end = f"exit code {finished.code}" if finished.code >= 0 else f"signal {-finished.code}"
-    first = next((line for line in messages if "fatal" in line.lower()), "")
-    text = shown(first or next(iter(messages), "")) or "no message"
-    return kind(f"{engine}: {text} ({end})", hint=hint)

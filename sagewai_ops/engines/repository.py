@@ -31,7 +31,7 @@ from sagewai_ops.engines.borg import Borg
 from sagewai_ops.engines.engine import Engine, NewTree, StoredObject, home_label
 from sagewai_ops.engines.process import Access, engine_environment
 from sagewai_ops.engines.restic import Restic
-from sagewai_ops.engines.secrets import passed_password, refuse_roots_secrets
+from sagewai_ops.engines.secrets import passed_password, refuse_roots_secrets, with_own_home
 from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.given_files import path_owners, resolve_given_path
@@ -78,7 +78,7 @@ def open_engine(connection: Connection) -> Engine:
         KeyMissingError, NotFoundError, UsageError: The password cannot be read.
         PermissionDeniedError: Root's secrets would reach the user whose rights this process took.
     """
-    environment = engine_environment(connection.environment)
+    environment = with_own_home(engine_environment(connection.environment))
     variable = REPOSITORY_VARIABLES[connection.engine]
     refuse_roots_secrets(connection.engine, {**environment, variable: connection.repository})
     if connection.password:
@@ -120,7 +120,7 @@ class RepositoryStore:
     Args:
         connection: How it is opened.
         scratch: Creates a private directory for a tree that is read, and removes it.
-        is_genuine: Whether this home wrote a small file, from its name and content.
+        is_genuine: Whether a small file is authentic, from its name and content.
     """
 
     def __init__(
@@ -133,13 +133,13 @@ class RepositoryStore:
         self._scratch = scratch
         self._is_genuine = is_genuine
         self._verdicts: dict[str, bool] = {}  # of it, by the engine's id
+        self._trees: dict[str, tuple[str, object]] = {}  # of metadata files, by the engine's id
         self._foreign: Collection[str] = ()
         self._opened: Engine | None = None
         self._objects: _Objects | None = None
         self._partial: _Objects = []
         self._is_encrypted = True
         self._stored: dict[str, StoredObject] = {}  # by this run
-        self._digests: dict[str, str] = {}  # in metadata files, by the engine's id
         self._cache = _Cache(connection)
 
     @property
@@ -352,12 +352,12 @@ class RepositoryStore:
         return current
 
     def _latest(self, versions: _Objects) -> StoredObject:
-        """Return the latest small file that this home wrote, if there is one, or the latest."""
+        """Return the latest small file that is authentic, if there is one, or the latest."""
         several = versions if len(versions) > 1 and not versions[0].is_tree else ()
         return next(filter(self._is_own, reversed(several)), versions[-1])
 
     def _is_own(self, item: StoredObject) -> bool:
-        """Return whether this home wrote a small file."""
+        """Return whether a small file is authentic, by a key of this home."""
         if item.engine_id not in self._verdicts:
             is_own = False
             if item.size_bytes <= _MOST_CACHED_BYTES:
@@ -381,19 +381,31 @@ class RepositoryStore:
             return stored
         cards = [item for other, item in current.items() if other.startswith(f"{name}.json")]
         own = [item for item in cards if self._is_own(item)]
-        digests = {self._digest(item) for item in own or cards} - {""}
-        fitting = [item for item in self._all() if item.name == name and item.digest in digests]
+        facts = [self._tree_of(item) for item in own or cards]
+        fitting = [
+            item
+            for item in self._all()
+            if item.name == name
+            and any(
+                item.digest == digest and size_bytes in (None, item.size_bytes)
+                for digest, size_bytes in facts
+            )
+        ]
         return max(fitting, key=lambda item: item.order, default=current[name])
 
-    def _digest(self, card: StoredObject) -> str:
-        """Return the hash in a metadata file, which its readers authenticate; "" if unknown."""
-        if card.engine_id not in self._digests:
-            found = None
+    def _tree_of(self, card: StoredObject) -> tuple[str, object]:
+        """Return the hash and size of the tree of a metadata file; None for what it does not have.
+
+        Its readers authenticate it.
+        """
+        if card.engine_id not in self._trees:
+            document = None
             with contextlib.suppress(DamagedError, ValueError, RecursionError):
                 document = json.loads(self._content_of(card))
-                found = document.get("archive_sha256") if isinstance(document, dict) else None
-            self._digests[card.engine_id] = found if isinstance(found, str) else ""
-        return self._digests[card.engine_id]
+            facts = document if isinstance(document, dict) else {}
+            named = str(facts.get("archive_sha256")), facts.get("archive_bytes")
+            self._trees[card.engine_id] = named
+        return self._trees[card.engine_id]
 
     def _of_homes(self, home_ids: Collection[str] | None) -> _Objects:
         if home_ids is None:
@@ -423,7 +435,7 @@ class RepositoryStore:
         return content
 
     def _superseded(self) -> _Objects:
-        """Return the small files that one of this home replaced."""
+        """Return the small files that an authentic one replaced."""
         current = self._current()
         return [
             item

@@ -16,29 +16,23 @@ from sagewai_ops.engines.engine import (
     Listing,
     NewTree,
     StoredObject,
-    classify,
-    failure,
     labelled,
     labels_of,
     labels_of_file,
     parse_labels,
-    shown_repository,
 )
-from sagewai_ops.engines.process import Access, Finished, run_engine, shown
+from sagewai_ops.engines.process import Finished, run_engine
+from sagewai_ops.engines.program import EngineProgram
 from sagewai_ops.errors import (
     DamagedError,
     KeyMissingError,
     LockedError,
     NotFoundError,
     OpsError,
-    TargetBusyError,
 )
 from sagewai_ops.process.threads import ThreadPool
-from sagewai_ops.records import dataclass
 from sagewai_ops.remote.store import TREE, Bounds
 
-_OLDEST = (0, 14)
-_VERSION = re.compile(rb"restic (\d+)\.(\d+)")
 _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
@@ -49,7 +43,7 @@ _HARMLESS = re.compile(
     r"(Load|List|Stat)\(.*(returned error, retrying|operation successful after \d+ retries)"
     r"|unable to open cache|subprocess |rclone: "
 )
-# A snapshot that restic has decrypted, so no damage, and that is none: of another writer.
+# restic has decrypted it, so it is not damaged, but of another writer.
 _MALFORMED = re.compile(
     r"(?:could not load|failed to load|ignoring)(?: snapshot)? \W?([0-9a-f]{8,64})\W+"
     r"(?:parsing time|json:|not supported encoding|encoding/hex|invalid length for ID"
@@ -65,41 +59,16 @@ _HINTS: dict[type[OpsError], str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Restic:
-    """restic with a repository, which its environment names.
+class Restic(EngineProgram):
+    """restic, from version 0.14."""
 
-    Args:
-        limits: Options such as `--limit-upload=N`.
-    """
+    __slots__ = ()
 
-    access: Access
-    limits: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The name of the engine."""
-        return "restic"
-
-    def require_version(self) -> None:
-        """Check that it is 0.14 or newer."""
-        finished = run_engine(self.access, ["version"], most_bytes=MOST_FILE_BYTES)
-        match = _VERSION.match(finished.output)
-        if finished.code or match is None:
-            raise OpsError("restic: version unknown", hint="restic version")
-        found = (int(match[1]), int(match[2]))
-        if found < _OLDEST:
-            raise OpsError(
-                f"restic: version {found[0]}.{found[1]}, 0.14 or newer required",
-                hint="restic self-update",
-            )
-
-    def initialise(self) -> None:
-        """Create the repository."""
-        finished = run_engine(self.access, ["init"])
-        if finished.code and any("already" in line for line in finished.messages):
-            raise TargetBusyError(f"restic: {shown(finished.messages[0])}")
-        self._check(finished)
+    version_word = "version"
+    versions = ((0, 14), (1 << 30, 0), "0.14 or newer")
+    init_words = ("init",)
+    exists_word = "already"
+    hints = _HINTS
 
     def list(self) -> Listing:
         """Return what this program stored; restic always encrypts."""
@@ -112,8 +81,7 @@ class Restic:
             line for line in messages if not _HARMLESS.match(line) and not _MALFORMED.match(line)
         ]
         if problems:
-            kind = classify(problems)
-            raise failure("restic", finished, problems, kind, self._hint(kind))
+            raise self._failure(finished, problems)
         listed = self._json(finished)
         if not isinstance(listed or [], list):
             raise self._unknown("snapshots")
@@ -249,24 +217,14 @@ class Restic:
     def _run(self, arguments: Sequence[str], **options: Any) -> Finished:
         return self._check(run_engine(self.access, [*self.limits, *arguments], **options))
 
-    def _check(self, finished: Finished) -> Finished:
-        if finished.code == 0:
-            return finished
-        messages = [_text(line) for line in finished.messages]
-        kind = _CODES.get(finished.code) or classify(messages)
-        raise failure("restic", finished, messages, kind, self._hint(kind))
-
-    def _hint(self, kind: type[OpsError]) -> str:
-        return _HINTS.get(kind, "").format(shown_repository("restic", self.access.environment))
+    def _explain(self, finished: Finished) -> tuple[Sequence[str], type[OpsError] | None]:
+        return [_text(line) for line in finished.messages], _CODES.get(finished.code)
 
     def _json(self, finished: Finished, text: bytes | None = None) -> Any:
         try:
             return json.loads(finished.output if text is None else text)
         except (ValueError, RecursionError) as error:
             raise self._unknown("output") from error
-
-    def _unknown(self, what: str) -> OpsError:
-        return OpsError(f"restic: {what} of an unknown form", hint="restic version")
 
     def _parse(self, item: Any) -> StoredObject | None:
         """Return a snapshot; None for one that this program did not store.

@@ -11,8 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sagewai_ops.errors import KeyMissingError, PermissionDeniedError
-from sagewai_ops.fs.given_files import decode_given, passed_descriptor, read_given_file
-from sagewai_ops.process.privileges import taken_account
+from sagewai_ops.fs.given_files import (
+    decode_given,
+    passed_descriptor,
+    path_owners,
+    read_given_file,
+)
+from sagewai_ops.process.privileges import own_account, taken_account
 from sagewai_ops.text import shell_word
 
 _SECRET = re.compile(
@@ -62,6 +67,19 @@ def passed_password(engine: str, environment: Mapping[str, str]) -> str:
 @functools.lru_cache
 def _read_once(path: str, _device: int, _inode: int) -> bytes:
     return read_given_file(Path(path))
+
+
+def with_own_home(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of an engine with root's home directory, if root has another user's.
+
+    Under `sudo`, HOME can be that of the caller. A configuration of rclone or AWS there names
+    commands, and a link in the cache leads elsewhere, with root's rights.
+    """
+    found = dict(environment)
+    if not os.geteuid() and path_owners(Path(found.get("HOME", ""), "entry")):
+        found = {name: value for name, value in found.items() if not name.startswith("XDG_")}
+        found["HOME"] = own_account().home or os.sep
+    return found
 
 
 def refuse_roots_secrets(engine: str, environment: Mapping[str, str]) -> None:

@@ -92,25 +92,22 @@ def keys_of(
 def find_genuine(
     home: Home, environment: Mapping[str, str], key_file: Path | None = None
 ) -> Callable[[str, bytes], bool]:
-    """Return a function for the name and content of a metadata file: whether this home wrote it.
+    """Return a function for the name and content of a metadata file: whether it is authentic.
 
-    That is shown by its HMAC, or by the id of the home if it has no key. The keys are read at the
-    first call.
+    The keys of the home are read at the first call.
 
     Args:
         environment, key_file: As for `trust_of`; a key file that cannot be read is left out.
     """
 
     @functools.cache
-    def known() -> tuple[tuple[AuthenticationKey, ...], tuple[str, ...]]:
+    def known() -> tuple[AuthenticationKey, ...]:
         with contextlib.suppress(OpsError):
-            return keys_of(home, environment, key_file=key_file), home_ids(home)
-        return keys_of(home, environment), home_ids(home)
+            return keys_of(home, environment, key_file=key_file)
+        return keys_of(home, environment)
 
     def is_genuine(name: str, content: bytes) -> bool:
-        keys, ids = known()
-        card = parse_card(content, name.partition(".json")[0])
-        return is_authentic(card, keys) if keys else card.get("home_id") in ids
+        return is_authentic(parse_card(content, name.partition(".json")[0]), known())
 
     return is_genuine
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from engine_repositories import PASSWORD, Repository, repository
 from home_writer import start
-from program import call, run
+from program import COMMAND, PATIENCE_SECONDS, call, run
 from small_homes import rows_of, small
 
 __all__ = ["repository"]
 _SMALL_DISK_BYTES = 24 * 1024 * 1024
+_LARGE_BYTES = 64 * 1024 * 1024
 
 
 @pytest.fixture
@@ -72,6 +74,55 @@ def test_after_a_kill_at_any_run_of_the_engine_the_list_has_only_whole_snapshots
     assert rows_of(tmp_path / "new/db/sagewai.db") == rows_of(home / "db/sagewai.db")
     leftovers = [path.name for path in tmp_path.iterdir() if path.name.startswith(".sagewai")]
     assert leftovers == []
+
+
+def test_a_kill_while_the_engine_stores_ends_it_and_its_lock_is_named(
+    home: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SIGKILL: the engine ends too, and the next run works or names the command that unlocks."""
+    assert call("--home", home, "backup", *repository.words, "--init-repository").code == 0
+    repository.weaken()
+    before = _ids(home, repository)
+    (home / "data/large.bin").write_bytes(os.urandom(_LARGE_BYTES))
+    started = tmp_path / "started"
+    slowly = ("--limit-upload", "200") if repository.engine == "restic" else ()
+    with monkeypatch.context() as patch:
+        repository.note(tmp_path / "bin", patch, "tree", started)
+        words = [*COMMAND, "--home", home, "backup", *repository.words, *slowly]
+        with subprocess.Popen([*map(str, words)], stderr=subprocess.DEVNULL) as process:
+            _wait_for(lambda: process.poll() is not None or repository.is_locked_by(started))
+            assert process.poll() is None
+            process.kill()
+    engine = int(started.read_text())
+    _wait_for(lambda: not _runs(engine))
+
+    assert _ids(home, repository) == before
+    answers = []
+    for command in (("backup",), ("snapshots", "prune", "--keep-last", "1")) * 2:
+        answer = call("--home", home, *command, *repository.words)
+        if answer.code == 11:
+            assert repository.unlock_command in answer.err, answer
+            repository.unlock()
+            answer = call("--home", home, *command, *repository.words)
+        answers.append(answer)
+    assert [answer.code for answer in answers] == [0, 0, 0, 0], answers
+    verified = call("--home", home, "snapshots", "verify", "latest", *repository.words)
+    assert verified.code == 0, verified
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process has not ended; one without a parent may stay in the list."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_damage_in_each_kind_of_file_is_found(

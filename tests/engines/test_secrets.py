@@ -10,6 +10,7 @@ import pytest
 
 from engine_repositories import PASSWORD, Repository, repository
 from program import call, run
+from sagewai_ops.engines.repository import Connection, open_engine
 from small_homes import small
 from unprivileged import NO_USER, reachable_directory
 
@@ -64,6 +65,7 @@ def test_secret_of_root_is_refused_before_the_engine_gets_it(
     if source == "readable":
         assert answer.code in (0, 3), answer
         assert seen
+        assert f"HOME={os.environ['HOME']}" not in seen.splitlines()
     else:
         assert answer.code == 14, answer
         assert "hint: sudo -u " in answer.err
@@ -98,3 +100,26 @@ def test_password_of_a_passed_descriptor_is_read_once_for_all_runs(
     assert first.code in (0, 3), first
     assert closed.code == 12, closed
     assert second.code == 0, second
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("owner", [0, NO_USER])
+def test_root_does_not_use_the_configuration_of_another_user(
+    owner: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HOME under `sudo`: the configuration of rclone there names commands."""
+    with reachable_directory() as place:
+        (place / "user").mkdir()
+        os.chown(place / "user", owner, owner)
+        (tmp_path / "restic").write_text(f'#!/bin/sh\nenv > "{tmp_path}/seen"\necho "[]"\n')
+        (tmp_path / "restic").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        monkeypatch.setenv("HOME", str(place / "user"))
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "user/.config"))
+        named = Connection("restic", "restic:/none", "/none", dict(os.environ))
+        open_engine(named).list()
+
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert (f"HOME={place}/user" in seen) == (owner == 0)
+    assert any(line.startswith("XDG_") for line in seen) == (owner == 0)
+    assert any(line.startswith("HOME=/") for line in seen)
