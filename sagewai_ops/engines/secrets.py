@@ -4,6 +4,7 @@ A user can read the environment and the memory of its own processes, so what an 
 root works on another user's home is known to that user.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -76,10 +77,17 @@ def with_own_home(environment: Mapping[str, str]) -> dict[str, str]:
     commands, and a link in the cache leads elsewhere, with root's rights.
     """
     found = dict(environment)
-    if not os.geteuid() and path_owners(Path(found.get("HOME", ""), "entry")):
+    if not os.geteuid() and _owners(Path(found.get("HOME", os.sep))) != {0}:
         found = {name: value for name, value in found.items() if not name.startswith("XDG_")}
         found["HOME"] = own_account().home or os.sep
     return found
+
+
+def _owners(directory: Path) -> set[int]:
+    """Return the users that can change where a directory is, or what is in it."""
+    with contextlib.suppress(OSError):
+        return {0, *path_owners(directory), os.stat(directory).st_uid}
+    return {0}
 
 
 def refuse_roots_secrets(engine: str, environment: Mapping[str, str]) -> None:
