@@ -13,19 +13,17 @@ from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     CopyDirOption,
+    DatabaseOptions,
     KeepWorkDirOption,
-    PassphraseCommandOption,
     RecipientOption,
     RecipientsFileOption,
-    RepositoryPassphraseOption,
+    RepositoryPassword,
     SnapshotsOption,
-    SqliteOption,
     SqlOption,
     UnencryptedOption,
     UrlFileOption,
     WriterWaitOption,
     keeper,
-    require_repository,
 )
 
 if TYPE_CHECKING:
@@ -136,10 +134,8 @@ def upgrade(
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
     unencrypted: UnencryptedOption = False,
-    passphrase_file: RepositoryPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    password: RepositoryPassword,
+    database_options: DatabaseOptions,
     work_dir: CopyDirOption = None,
     keep_work_dir: KeepWorkDirOption = False,
     dry_run: DryRunOption = False,
@@ -148,7 +144,6 @@ def upgrade(
     """Parse, take a snapshot, upgrade, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import SqliteUrl, resolve
     from sagewai_ops.operations.change_schema import (
         Options,
@@ -157,9 +152,9 @@ def upgrade(
         record_server,
     )
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     home = run.home()
-    require_repository(passphrase_file, passphrase_command, run.snapshots(home, snapshots))
+    password.require_repository(run.snapshots(home, snapshots))
     backup = BackupOptions(
         encryption=None
         if no_snapshot or unencrypted
@@ -247,9 +242,8 @@ def downgrade(
 
 
 @command("db current", CURRENT, result=_REVISION)
-def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = False) -> Outcome:
+def current(run: Run, *, database_options: DatabaseOptions) -> Outcome:
     """Read the state, render."""
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema.results import (
         PostgresRevision,
@@ -258,7 +252,7 @@ def current(run: Run, *, url_file: UrlFileOption = None, sqlite: SqliteOption = 
         describe_position,
     )
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     database = resolve(run.settings.environment, run.home().database)
     result: SqliteRevision | PostgresRevision
     if isinstance(database, PostgresUrl):
@@ -301,12 +295,10 @@ def history(_run: Run) -> Outcome:
 def check(
     run: Run,
     *,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    database_options: DatabaseOptions,
     wait: WriterWaitOption = 30.0,
 ) -> Outcome:
     """Check, render."""
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema.results import (
         PostgresCheck,
@@ -315,7 +307,7 @@ def check(
         describe_postgres_check,
     )
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     database = resolve(run.settings.environment, run.home().database)
     result: SqliteCheck | PostgresCheck
     if isinstance(database, PostgresUrl):

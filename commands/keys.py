@@ -14,11 +14,10 @@ from sagewai_ops.records import dataclass
 
 from .keys_rotate import rotate  # noqa: TID251 - a neighbour
 from .shared_options import (  # noqa: TID251 - a neighbour
+    DatabaseOptions,
     ExtraKeyOption,
     RecipientOption,
     RecipientsFileOption,
-    SqliteOption,
-    UrlFileOption,
 )
 
 if TYPE_CHECKING:
@@ -88,8 +87,7 @@ def check(
     run: Run,
     *,
     key_file: ExtraKeyOption = None,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    database_options: DatabaseOptions,
 ) -> Outcome:
     """Check that every secret is encrypted and can be decrypted.
 
@@ -106,11 +104,10 @@ def check(
       14  permission denied
       16  database damaged
     """
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, KeyMissingError
     from sagewai_ops.operations.check_keys import check_keys, describe_check
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     home = run.home()
     with run.terminal.progress() as progress:
         found = check_keys(home, run.settings.environment, key_file=key_file, progress=progress)

@@ -15,14 +15,13 @@ from .recover import (  # noqa: TID251 - a neighbour
     warnings_of,
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
+    DatabaseOptions,
     ExtraKeyOption,
     PassphraseCommandOption,
+    PassphraseOption,
     RecipientOption,
     RecipientsFileOption,
-    SealingPassphraseOption,
     SnapshotsOption,
-    SqliteOption,
-    UrlFileOption,
     WriterWaitOption,
 )
 
@@ -75,15 +74,14 @@ def rotate(
     ] = False,
     recipient: RecipientOption = None,
     recipients_file: RecipientsFileOption = None,
-    passphrase_file: SealingPassphraseOption = None,
+    passphrase_file: PassphraseOption = None,
     passphrase_command: PassphraseCommandOption = None,
     snapshots: SnapshotsOption = None,
     no_snapshot: Annotated[
         bool,
         option(SNAPSHOTS, "--no-snapshot", "Create no snapshot; the old key is kept as a file."),
     ] = False,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    database_options: DatabaseOptions,
     dry_run: DryRunOption = False,
     recover: Annotated[
         bool, option(RUN, "--recover", "Complete or roll back an interrupted rotation.")
@@ -94,14 +92,13 @@ def rotate(
     """Parse, re-encrypt, render."""
     from sagewai_ops.backup.report import BackupOptions
     from sagewai_ops.cli.credentials import automatic_lock_of, lock_of
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations import rotate_keys
     from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.remote.path import has_trees
     from sagewai_ops.swap.pending import KEY_ROTATION
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     home = run.home()
     environment = run.settings.environment
     if recover:
@@ -149,14 +146,13 @@ def rotate(
         wait_seconds=wait,
     )
     with run.terminal.progress() as progress:
-        done = rotate_keys.rotate(home, environment, options, progress=progress)
-    result = rotate_keys.describe_rotation(home, done, dry_run=dry_run)
-    is_complete = dry_run or (done.is_effective and not done.left)
+        result = rotate_keys.rotate(home, environment, options, progress=progress)
+    is_complete = dry_run or (result.effective and not result.left)
     return Outcome(
         result,
         lambda terminal: _show(terminal, result),
         exit_code=EXIT_DONE if is_complete else EXIT_INCOMPLETE,
-        warnings=(*_of_file(new_key_file), *unchanged(done.left), *done.steps),
+        warnings=(*_of_file(new_key_file), *unchanged(result.left), *result.steps),
         always=dry_run,
     )
 

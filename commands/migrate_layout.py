@@ -8,9 +8,8 @@ from sagewai_ops.cli.terminal import Terminal
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import (  # noqa: TID251 - a neighbour
+    DatabaseOptions,
     HomeWaitOption,
-    SqliteOption,
-    UrlFileOption,
 )
 
 if TYPE_CHECKING:
@@ -52,16 +51,14 @@ _WORDS = {
 def migrate_layout(
     run: Run,
     *,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    database_options: DatabaseOptions,
     dry_run: DryRunOption = False,
     wait: HomeWaitOption = 0.0,
 ) -> Outcome:
     """Parse, move, render."""
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations import migrate_layout as operations_migrate_layout
 
-    run = with_database(run, url_file, sqlite=sqlite)
+    run = database_options.apply(run)
     report = operations_migrate_layout.migrate_layout(
         run.home(), run.settings.environment, dry_run=dry_run, wait_seconds=wait
     )

@@ -8,8 +8,7 @@ from sagewai_ops.cli.terminal import Terminal, abridged
 from sagewai_ops.errors import EXIT_DONE, EXIT_INCOMPLETE
 
 from .shared_options import (  # noqa: TID251 - a neighbour
-    SqliteOption,
-    UrlFileOption,
+    DatabaseOptions,
     WriterWaitOption,
 )
 
@@ -47,17 +46,15 @@ Exit status:
 def recover(
     run: Run,
     *,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    database_options: DatabaseOptions,
     dry_run: DryRunOption = False,
     wait: WriterWaitOption = 5.0,
 ) -> Outcome:
     """Parse, recover, render."""
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.home.paths import require
     from sagewai_ops.operations.recover import recover_home
 
-    run = with_database(run, url_file, sqlite=sqlite, required=False)
+    run = database_options.apply(run, required=False)
     home = run.home()
     report = recover_home(home, run.settings.environment, dry_run=dry_run, wait_seconds=wait)
     if report.is_empty:

@@ -74,58 +74,26 @@ RecipientOption = Annotated[
     list[str] | None,
     option(ENCRYPTION, "--recipient", "Encrypt to this age or SSH public key; repeatable.", "KEY"),
 ]
+_RECIPIENTS = "Encrypt to the public keys in this file, one a line."
 RecipientsFileOption = Annotated[
-    Path | None,
-    option(
-        ENCRYPTION,
-        "--recipients-file",
-        "Encrypt to the public keys in this file, one a line.",
-        "FILE",
-    ),
+    Path | None, option(ENCRYPTION, "--recipients-file", _RECIPIENTS, "FILE")
 ]
 UnencryptedOption = Annotated[
-    bool,
-    option(ENCRYPTION, "--unencrypted", "Write a plain archive next to encrypted ones."),
+    bool, option(ENCRYPTION, "--unencrypted", "Write a plain archive next to encrypted ones.")
 ]
-SealingPassphraseOption = Annotated[
-    str | None,
-    option(
-        ENCRYPTION,
-        "--passphrase-file",
-        "Passphrase (- asks), or --passphrase-command CMD.",
-        "FILE",
-    ),
+_PASSPHRASE = "Passphrase (- asks), or --passphrase-command CMD."  # noqa: S105 - a help text
+PassphraseOption = Annotated[
+    str | None, option(ENCRYPTION, "--passphrase-file", _PASSPHRASE, "FILE")
 ]
-IdentityOption = Annotated[
-    list[Path] | None,
-    option(
-        ENCRYPTION,
-        "--identity",
-        "Age or SSH private key, or --identity-command CMD.",
-        "FILE",
-    ),
-]
-OpeningPassphraseOption = Annotated[
-    str | None,
-    option(
-        ENCRYPTION,
-        "--passphrase-file",
-        "Passphrase (- asks), or --passphrase-command CMD.",
-        "FILE",
-    ),
-]
+_IDENTITY = "Age or SSH private key, or --identity-command CMD."
+IdentityOption = Annotated[list[Path] | None, option(ENCRYPTION, "--identity", _IDENTITY, "FILE")]
 PassphraseCommandOption = Annotated[
     str | None, _key_command("--passphrase-command", "passphrase, its first line,")
 ]
 # Of commands that decrypt nothing: without a repository it is refused.
+_REPOSITORY = "Repository password, or --passphrase-command CMD."
 RepositoryPassphraseOption = Annotated[
-    str | None,
-    option(
-        ENCRYPTION,
-        "--passphrase-file",
-        "Repository password, or --passphrase-command CMD.",
-        "FILE",
-    ),
+    str | None, option(ENCRYPTION, "--passphrase-file", _REPOSITORY, "FILE")
 ]
 IdentityCommandOption = Annotated[
     str | None, _key_command("--identity-command", "private key, an age identity file,")
@@ -138,7 +106,7 @@ class OpeningOptions(NamedTuple):
 
     identity: IdentityOption = None
     identity_command: IdentityCommandOption = None
-    passphrase_file: OpeningPassphraseOption = None
+    passphrase_file: PassphraseOption = None
     passphrase_command: PassphraseCommandOption = None
     allow_work_factor: Annotated[
         bool, option(ENCRYPTION, "--allow-work-factor", _WORK_FACTOR, hidden=True)
@@ -178,8 +146,7 @@ RequireAuthenticOption = Annotated[
     bool, option(ENCRYPTION, "--require-authentic", "Refuse a snapshot that is not authentic.")
 ]
 AllowRollbackOption = Annotated[
-    bool,
-    option(ENCRYPTION, "--allow-rollback", "Accept it even if newer snapshots are missing."),
+    bool, option(ENCRYPTION, "--allow-rollback", "Accept it even if newer snapshots are missing.")
 ]
 
 
@@ -195,51 +162,68 @@ def server_argument(role: str) -> Any:
 
 StrictOption = Annotated[bool, option(RUN, "--strict", "Exit 4 on warnings too.")]
 SqlOption = Annotated[bool, option(DATABASE, "--sql", "Print the SQL statements, run nothing.")]
-UrlFileOption = Annotated[
-    Path | None,
-    option(DATABASE, "--url-file", "File with the URL of the database server.", "FILE"),
-]
 ReportOption = Annotated[
     Path | None, option(REPORTING, "--report", "Report (default: next to the home).", "FILE")
 ]
-SqliteOption = Annotated[
-    bool,
-    option(DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved."),
-]
-ScratchUrlOption = Annotated[
-    str | None,
-    option(DATABASE, "--scratch-url", "Drill a server's database on this server.", "URL"),
-]
-ScratchUrlFileOption = Annotated[
-    Path | None,
-    option(DATABASE, "--scratch-url-file", "File with this URL.", "FILE"),
-]
-# The same of a command whose help has no line left.
-HiddenUrlFileOption = Annotated[
-    Path | None,
-    option(
-        DATABASE, "--url-file", "File with the URL of the database server.", "FILE", hidden=True
-    ),
-]
-HiddenScratchUrlOption = Annotated[
-    str | None,
-    option(
-        DATABASE, "--scratch-url", "Drill a server's database on this server.", "URL", hidden=True
-    ),
-]
+_URL_FILE = ("--url-file", "File with the URL of the database server.", "FILE")
+_SQLITE = ("--sqlite", "Use db/sagewai.db, although the database was moved.")
+_SCRATCH_URL = ("--scratch-url", "Drill a server's database on this server.", "URL")
+_SCRATCH_URL_FILE = ("--scratch-url-file", "File with this URL.", "FILE")
+UrlFileOption = Annotated[Path | None, option(DATABASE, *_URL_FILE)]
+SqliteOption = Annotated[bool, option(DATABASE, *_SQLITE)]
+ScratchUrlOption = Annotated[str | None, option(DATABASE, *_SCRATCH_URL)]
+ScratchUrlFileOption = Annotated[Path | None, option(DATABASE, *_SCRATCH_URL_FILE)]
+# The same of commands whose help has no line left.
+HiddenUrlFileOption = Annotated[Path | None, option(DATABASE, *_URL_FILE, hidden=True)]
+HiddenSqliteOption = Annotated[bool, option(DATABASE, *_SQLITE, hidden=True)]
+HiddenScratchUrlOption = Annotated[str | None, option(DATABASE, *_SCRATCH_URL, hidden=True)]
 HiddenScratchUrlFileOption = Annotated[
-    Path | None,
-    option(DATABASE, "--scratch-url-file", "File with this URL.", "FILE", hidden=True),
-]
-HiddenSqliteOption = Annotated[
-    bool,
-    option(
-        DATABASE, "--sqlite", "Use db/sagewai.db, although the database was moved.", hidden=True
-    ),
+    Path | None, option(DATABASE, *_SCRATCH_URL_FILE, hidden=True)
 ]
 HomeWaitOption = Annotated[float, _wait("another run on the home")]
 DirectoryWaitOption = Annotated[float, _wait("another run on the directory")]
 WriterWaitOption = Annotated[float, _wait("another run or a writer")]
+
+
+class DatabaseOptions(NamedTuple):
+    """Where the database of a home is, as options."""
+
+    url_file: UrlFileOption = None
+    sqlite: SqliteOption = False
+
+    def apply(self, run: Run, *, required: bool = True) -> Run:
+        """Return a run that uses this database.
+
+        Args:
+            required: Whether a home whose database is on a server needs its URL.
+
+        Raises:
+            UsageError, NotFoundError, DamagedError: As `database_url.with_database`.
+        """
+        from sagewai_ops.cli.database_url import with_database
+
+        return with_database(run, self.url_file, sqlite=self.sqlite, required=required)
+
+
+class RepositoryPassword(NamedTuple):
+    """The password of a repository, as options of commands that decrypt nothing."""
+
+    passphrase_file: RepositoryPassphraseOption = None
+    passphrase_command: PassphraseCommandOption = None
+
+    def require_repository(self, *places: Path) -> None:
+        """Check that a password that is given is one of a repository.
+
+        Raises:
+            UsageError: None of the places is a repository.
+        """
+        if any(self) and not any(map(has_trees, places)):
+            flag = "--passphrase-file" if self.passphrase_file else "--passphrase-command"
+            shown = ", ".join(map(str, places))
+            raise UsageError(
+                f"{flag}: the password of a repository, not of {shown}",
+                hint="add --engine restic --repository R",
+            )
 
 
 def with_limits(run: Run, upload: int | None, download: int | None) -> Run:
@@ -248,24 +232,6 @@ def with_limits(run: Run, upload: int | None, download: int | None) -> Run:
         return run
     limited = replace(run.settings, limit_upload=upload, limit_download=download)
     return replace(run, settings=limited)
-
-
-def require_repository(file: str | None, command: str | None, *places: Path) -> None:
-    """Check that a password of a repository has one.
-
-    Args:
-        file, command: `--passphrase-file` and `--passphrase-command`.
-
-    Raises:
-        UsageError: None of the places is a repository.
-    """
-    if (file or command) and not any(map(has_trees, places)):
-        flag = "--passphrase-file" if file else "--passphrase-command"
-        shown = ", ".join(map(str, places))
-        raise UsageError(
-            f"{flag}: the password of a repository, not of {shown}",
-            hint="add --engine restic --repository R",
-        )
 
 
 def keeper(run: Run, requested: bool, work_dir: Path | None, snapshots: Path) -> "Keep | None":

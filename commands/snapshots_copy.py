@@ -18,12 +18,10 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     IdentityOption,
     LimitDownloadOption,
     LimitUploadOption,
-    PassphraseCommandOption,
     ReadBackOption,
     RecipientOption,
     RecipientsFileOption,
-    RepositoryPassphraseOption,
-    require_repository,
+    RepositoryPassword,
     with_limits,
 )
 
@@ -57,8 +55,7 @@ def copy(
     recipients_file: RecipientsFileOption = None,
     identity: IdentityOption = None,
     identity_command: IdentityCommandOption = None,
-    passphrase_file: RepositoryPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
+    password: RepositoryPassword,
     archive_passphrase_file: Annotated[
         str | None,
         option(
@@ -125,7 +122,7 @@ def copy(
         init_repository=init_repository,
     )
     _check_options(options, source, target)
-    require_repository(passphrase_file, passphrase_command, source, target)
+    password.require_repository(source, target)
     with run.terminal.progress() as progress:
         result = copy_snapshots(
             home,

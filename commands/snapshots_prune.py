@@ -16,10 +16,8 @@ from .retention_options import (  # noqa: TID251 - a neighbour
 )
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
-    PassphraseCommandOption,
-    RepositoryPassphraseOption,
+    RepositoryPassword,
     SnapshotsOption,
-    require_repository,
 )
 
 PRUNE_HELP = """Remove the snapshots of this home that no rule keeps.
@@ -55,8 +53,7 @@ def prune(
         bool,
         option(RETENTION, "--reclaim", "Remove data of a repository that no snapshot needs."),
     ] = False,
-    passphrase_file: RepositoryPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
+    password: RepositoryPassword,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -67,7 +64,7 @@ def prune(
 
     home = run.home()
     directory = run.snapshots(home, snapshots)
-    require_repository(passphrase_file, passphrase_command, directory)
+    password.require_repository(directory)
     if reclaim and not has_trees(directory):
         raise UsageError(
             f"--reclaim: {directory} is not a repository",

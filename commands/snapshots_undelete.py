@@ -13,10 +13,8 @@ from sagewai_ops.records import dataclass
 
 from .shared_options import (  # noqa: TID251 - a neighbour
     DirectoryWaitOption,
-    PassphraseCommandOption,
-    RepositoryPassphraseOption,
+    RepositoryPassword,
     SnapshotsOption,
-    require_repository,
 )
 
 
@@ -42,8 +40,7 @@ def undelete(
     ] = None,
     everything: Annotated[bool, option(SNAPSHOTS, "--all", "All snapshots in .trash.")] = False,
     snapshots: SnapshotsOption = None,
-    passphrase_file: RepositoryPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
+    password: RepositoryPassword,
     dry_run: DryRunOption = False,
     wait: DirectoryWaitOption = 0.0,
 ) -> Outcome:
@@ -68,7 +65,7 @@ def undelete(
             "snapshots undelete: name snapshots, or use --all", hint="sagewai-ops snapshots list"
         )
     directory = run.snapshots(run.home(), snapshots)
-    require_repository(passphrase_file, passphrase_command, directory)
+    password.require_repository(directory)
     paths = undelete(directory, names or (), dry_run=dry_run, wait_seconds=wait)
     if dry_run:
         return plan_outcome(f"move {path.name} back to {directory}" for path in paths)

@@ -11,12 +11,9 @@ from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS
 from sagewai_ops.text import size
 
 from .shared_options import (  # noqa: TID251 - a neighbour
-    PassphraseCommandOption,
-    RepositoryPassphraseOption,
+    DatabaseOptions,
+    RepositoryPassword,
     SnapshotsOption,
-    SqliteOption,
-    UrlFileOption,
-    require_repository,
 )
 
 HELP = """Show layout, database, key and snapshots of a home.
@@ -40,21 +37,18 @@ def status(
         str | None,
         option(SNAPSHOTS, "--max-age", "Exit 4 if the newest good snapshot is older.", "SPAN"),
     ] = None,
-    passphrase_file: RepositoryPassphraseOption = None,
-    passphrase_command: PassphraseCommandOption = None,
-    url_file: UrlFileOption = None,
-    sqlite: SqliteOption = False,
+    password: RepositoryPassword,
+    database_options: DatabaseOptions,
 ) -> Outcome:
     """Parse, look, render."""
-    from sagewai_ops.cli.database_url import with_database
     from sagewai_ops.operations.status import read_status
     from sagewai_ops.snapshots.retention import subtract_span
 
-    run = with_database(run, url_file, sqlite=sqlite, required=False)
+    run = database_options.apply(run, required=False)
     oldest = subtract_span(run.started_at, max_age, "--max-age") if max_age is not None else None
     home = run.home()
     directory = run.snapshots(home, snapshots)
-    require_repository(passphrase_file, passphrase_command, directory)
+    password.require_repository(directory)
     result = read_status(home, directory, run.settings.environment)
     findings = () if oldest is None else tuple(_too_old(result.snapshots, oldest))
     has_no_key = result.sealed and not result.opened

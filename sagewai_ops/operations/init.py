@@ -84,13 +84,7 @@ def init_home(
             stack.enter_context(locks.exclusive(home.root, wait_seconds=wait_seconds))
             describe_interruption("created files are complete, and a second run creates the others")
         swept = () if dry_run else tuple(_sweep(home))
-        for part in PARTS:
-            if (home.root / part).is_dir():
-                left[part] = "exists"
-            else:
-                make_directory(home.root / part)
-                made.append(part)
-        for part in DATA_PARTS:
+        for part in (*PARTS, *DATA_PARTS):
             if os.path.lexists(home.root / part):  # a link to a disk that is not mounted, perhaps
                 left[part] = "exists"
             else:

@@ -81,38 +81,6 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Rotation:
-    """The result of a rotation, or the plan of a dry run.
-
-    Attributes:
-        old: The previous key.
-        new: The new key; a dry run without a key file makes one that is dropped.
-        places: Place -> number of re-encrypted values.
-        by_key: Fingerprint of the previous key -> number of re-encrypted values.
-        through_projects: Values under data keys, which do not change.
-        left: Values that no key opens.
-        installed: The file of the new key; None if only the caller has it.
-        kept_as: The file of the old key; None if it is in the snapshot.
-        is_effective: Whether Sagewai would use the new key.
-        steps: What remains to be done before Sagewai starts, one line each.
-        notes: One line each.
-    """
-
-    old: Candidate
-    new: Candidate
-    places: Mapping[str, int]
-    by_key: Mapping[str, int]
-    through_projects: int
-    left: tuple[Unopened, ...]
-    installed: Path | None
-    kept_as: Path | None
-    snapshot: BackupReport | None
-    is_effective: bool
-    steps: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class KeyName:
     """A key without its value."""
 
@@ -122,13 +90,19 @@ class KeyName:
 
 @dataclass(frozen=True, slots=True)
 class RotationResult:
-    """The result of `keys rotate`: a `Rotation` without keys.
+    """The result of a rotation, or the plan of a dry run.
 
     Attributes:
         new_key: None for the key that a dry run makes and drops.
         resealed: Place -> number of re-encrypted values.
         resealed_by_key: Fingerprint of the previous key -> number of re-encrypted values.
-        effective: Sagewai would use the new key.
+        through_projects: Values under data keys, which do not change.
+        left: Values that no key opens.
+        installed: The file of the new key; None if only the caller has it.
+        kept_as: The file of the old key; None if it is in the snapshot.
+        effective: Whether Sagewai would use the new key.
+        steps: What remains to be done before Sagewai starts, one line each.
+        notes: One line each.
     """
 
     home: Path
@@ -176,7 +150,7 @@ def rotate(
     options: Options,
     *,
     progress: Progress | None = None,
-) -> Rotation:
+) -> RotationResult:
     """Re-encrypt everything under the home's keys with a new one.
 
     Args:
@@ -229,28 +203,6 @@ def rotate(
             wait_seconds=options.wait_seconds,
         )
     return _report(home, environment, plan, options, snapshot, companions)
-
-
-def describe_rotation(home: Home, done: Rotation, *, dry_run: bool) -> RotationResult:
-    """Return a rotation without keys."""
-    old, new = done.old, done.new
-    is_dropped = dry_run and new.path is None
-    return RotationResult(
-        home=home.root,
-        dry_run=dry_run,
-        old_key=KeyName(old.source, old.fingerprint),
-        new_key=None if is_dropped else KeyName(new.source, new.fingerprint),
-        resealed=done.places,
-        resealed_by_key=done.by_key,
-        through_projects=done.through_projects,
-        left=done.left,
-        installed=done.installed,
-        kept_as=done.kept_as,
-        snapshot=done.snapshot.path if done.snapshot else None,
-        effective=done.is_effective,
-        steps=done.steps,
-        notes=done.notes,
-    )
 
 
 def _plan(
@@ -374,30 +326,34 @@ def _report(
     options: Options,
     snapshot: BackupReport | None,
     companions: Sequence[Path],
-) -> Rotation:
+) -> RotationResult:
     journal, report = plan.journal, plan.reencrypted.report
     is_effective, steps = False, tuple[str, ...]()
     if not options.dry_run:
         is_effective, steps = rotation.remaining_steps(
             home, environment, journal.new, journal.place
         )
-    return Rotation(
-        old=plan.old,
-        new=journal.new,
-        places=plan.reencrypted.places,
-        by_key=plan.reencrypted.by_key,
+    old, new = plan.old, journal.new
+    is_dropped = options.dry_run and new.path is None
+    return RotationResult(
+        home=home.root,
+        dry_run=options.dry_run,
+        old_key=KeyName(old.source, old.fingerprint),
+        new_key=None if is_dropped else KeyName(new.source, new.fingerprint),
+        resealed=plan.reencrypted.places,
+        resealed_by_key=plan.reencrypted.by_key,
         through_projects=sum(key.through_projects for key in report.by_key),
         left=report.closed,
         installed=home.root / journal.place if journal.place else None,
         kept_as=home.root / journal.kept_as if journal.kept_as else None,
-        snapshot=snapshot,
-        is_effective=is_effective,
+        snapshot=snapshot.path if snapshot else None,
+        effective=is_effective,
         steps=steps,
         notes=(
             *_notes(
                 home,
-                plan.old,
-                journal.new,
+                old,
+                new,
                 plan.candidates,
                 place=journal.place,
                 snapshot=snapshot.path if snapshot else None,

@@ -24,7 +24,7 @@ from sagewai_ops.home.state_files import (
     parse_document,
     read_documents,
 )
-from sagewai_ops.keys.candidates import Candidate, active_key, find_candidates
+from sagewai_ops.keys.candidates import Candidate, KeyState, describe_keys, find_candidates
 from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.trial_decryption import SealedReport, open_all
 from sagewai_ops.process.procfs import Process
@@ -86,15 +86,6 @@ class DocumentStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyStatus:
-    """An available master key, without its value."""
-
-    source: str
-    fingerprint: str
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
 class SnapshotsStatus:
     """The snapshots of the home.
 
@@ -142,7 +133,7 @@ class Status:
     sqlite_version: str
     notes: tuple[str, ...]
     documents: Mapping[str, DocumentStatus]
-    keys: tuple[KeyStatus, ...]
+    keys: tuple[KeyState, ...]
     key_source: str
     key_fingerprint: str
     sealed: int
@@ -187,7 +178,7 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
     good = next((item for item in reversed(own) if item.is_good), None)
     proved = next((item for item in reversed(own) if item.proved_at), None)
     candidates = find_candidates(home, environment)
-    key = active_key(candidates)
+    keys = describe_keys(candidates)
     database = _database(home)
     server = read_server_status(home, environment)
     unused = _unused_tables(database) if server else {}
@@ -214,9 +205,9 @@ def read_status(home: Home, directory: Path, environment: Mapping[str, str]) -> 
             path: DocumentStatus(document.version, document.counts, document.problems)
             for path, document in documents.items()
         },
-        keys=tuple(KeyStatus(item.source, item.fingerprint, item.problem) for item in candidates),
-        key_source=key.source if key else "",
-        key_fingerprint=key.fingerprint if key else "",
+        keys=keys.keys,
+        key_source=keys.key_source,
+        key_fingerprint=keys.key_fingerprint,
         sealed=sealed.total,
         opened=sealed.opened,
         used_by=tuple(_in_seconds(user) for user in users),

@@ -41,7 +41,7 @@ from sagewai_ops.keys import rotation, rotation_journal
 from sagewai_ops.keys.candidates import fingerprint
 from sagewai_ops.operations import rotate_keys as rotating
 from sagewai_ops.operations.check_keys import check_keys
-from sagewai_ops.operations.rotate_keys import Options, Rotation, rotate
+from sagewai_ops.operations.rotate_keys import Options, RotationResult, rotate
 from sagewai_ops.swap.pending import pending_operations
 from small_homes import MARK, everything_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
@@ -61,10 +61,18 @@ def built(tmp_path: Path) -> BuiltHome:
     return small(tmp_path / "home")
 
 
-def turn(root: Path, environment: dict[str, str] | None = None, **options: object) -> Rotation:
+def turn(
+    root: Path, environment: dict[str, str] | None = None, **options: object
+) -> RotationResult:
     """Rotate without a snapshot unless it is asked for."""
     named = environment or {}
     return rotate(locate(root, named), named, Options(**options))  # type: ignore[arg-type]
+
+
+def new_fingerprint(done: RotationResult) -> str:
+    """Return the fingerprint of the new key of a rotation that was made."""
+    assert done.new_key
+    return done.new_key.fingerprint
 
 
 def test_a_rotation_tells_how_far_it_is(built: BuiltHome) -> None:
@@ -117,10 +125,10 @@ def test_rotate_then_open_equals_before(
 
         after = values_of(built, built.master_key.read_bytes())
         assert not [text for text in before if text not in after]
-        assert after.count(CLOSED) <= closed - sum(done.places.values())
-        assert done.is_effective
-        assert done.old.fingerprint != done.new.fingerprint
-        assert set(done.by_key) == {fingerprint(key) for key in built.master_keys}
+        assert after.count(CLOSED) <= closed - sum(done.resealed.values())
+        assert done.effective
+        assert done.old_key.fingerprint != new_fingerprint(done)
+        assert set(done.resealed_by_key) == {fingerprint(key) for key in built.master_keys}
         found = check_keys(locate(built.root, {}), {})
         assert not found.lost_to_sagewai
         assert not found.report.unopened
@@ -135,7 +143,7 @@ def test_every_place_is_re_encrypted(tmp_path: Path) -> None:
 
     done = turn(built.root)
 
-    assert done.places.keys() == {
+    assert done.resealed.keys() == {
         "admin_resources.data",
         "config/.connections.q7w8e9r0.tmp",
         "config/admin-state.json",
@@ -150,7 +158,7 @@ def test_every_place_is_re_encrypted(tmp_path: Path) -> None:
         "secrets/profiles.json",
         "secrets/profiles.json.legacy-20260101T000000Z",
     }
-    assert done.places["project.data_key_ref"] == 3
+    assert done.resealed["project.data_key_ref"] == 3
     assert done.through_projects == len(through) > 0
     with contextlib.closing(sqlite3.connect(built.database)) as connection:
         stored = connection.execute("SELECT group_concat(data) FROM provider").fetchone()[0]
@@ -197,10 +205,9 @@ def test_the_snapshot_has_the_old_key_and_the_old_values(built: BuiltHome, tmp_p
     done = turn(built.root, snapshot=sealed, snapshots=tmp_path / "snapshots")
 
     assert done.snapshot is not None
-    assert done.snapshot.path is not None
     assert done.kept_as is None
     assert not [*built.master_key.parent.glob("master.key.*")]
-    with open_archive(done.snapshot.path, Decryption(identities=(identity,))) as reader:
+    with open_archive(done.snapshot, Decryption(identities=(identity,))) as reader:
         contents = {
             entry.path: b"".join(chunks)
             for entry, chunks in reader.members()
@@ -216,7 +223,7 @@ def test_a_key_of_ones_own_is_taken(built: BuiltHome, tmp_path: Path) -> None:
 
     done = turn(built.root, new_key_file=tmp_path / "new.key")
 
-    assert done.new.fingerprint == fingerprint(OTHER)
+    assert new_fingerprint(done) == fingerprint(OTHER)
     assert built.master_key.read_bytes() == OTHER
     assert CLOSED not in values_of(built, OTHER)
 
@@ -244,7 +251,7 @@ def test_a_key_of_the_environment_leaves_the_new_one_where_sagewai_finds_it(
 
     done = turn(built.root, named)
 
-    assert not done.is_effective
+    assert not done.effective
     assert done.installed == built.master_key
     assert built.master_key.stat().st_mode & 0o777 == 0o600
     assert any("set SAGEWAI_MASTER_KEY" in step for step in done.steps)
@@ -263,7 +270,7 @@ def test_another_key_in_that_place_is_not_lost(built: BuiltHome) -> None:
 
     done = turn(built.root, named)
 
-    assert done.by_key == {fingerprint(built.master_keys[0]): sum(done.places.values())}
+    assert done.resealed_by_key == {fingerprint(built.master_keys[0]): sum(done.resealed.values())}
     assert done.kept_as is not None
     assert done.kept_as.read_bytes() == built.master_keys[0]
 
@@ -296,8 +303,8 @@ def test_a_key_of_the_keyring_says_what_to_do_there(
 
     done = turn(built.root, {"PATH": "/"})
 
-    assert not done.is_effective
-    assert done.old.source == "keyring"
+    assert not done.effective
+    assert done.old_key.source == "keyring"
     assert f"keyring set sagewai-master-key sealed < {built.master_key}" in done.steps
     assert any("keyring del" in step for step in done.steps)
 
@@ -309,7 +316,7 @@ def test_a_key_at_the_root_is_exchanged_there(tmp_path: Path) -> None:
     done = turn(built.root)
 
     assert done.installed == built.root / "master.key"
-    assert done.is_effective
+    assert done.effective
     assert not (built.root / "secrets/master.key").exists()
 
 
@@ -367,7 +374,7 @@ def test_documents_outside_of_the_home_come_along(built: BuiltHome, tmp_path: Pa
     new = built.master_key.read_bytes()
     shutil.rmtree(built.root / "db")
     shutil.copytree(outside, built.root / "config", dirs_exist_ok=True)
-    assert done.places[str(outside / "state.json.bak-v2")] > 0
+    assert done.resealed[str(outside / "state.json.bak-v2")] > 0
     assert CLOSED not in values_of(built, new)
 
 
@@ -390,7 +397,7 @@ def test_what_no_key_opens_is_refused_or_left(tmp_path: Path) -> None:
     )
     places = {"admin-state.json", "connections.json", "profiles.json"}
     assert all(each.token.encode() in content for each in lost if each.place in places)
-    assert fingerprint(new) == done.new.fingerprint
+    assert fingerprint(new) == new_fingerprint(done)
 
 
 def test_a_value_that_is_no_data_key_is_re_encrypted_too(tmp_path: Path) -> None:
@@ -439,7 +446,7 @@ def test_a_home_with_nothing_sealed_gets_its_key_all_the_same(tmp_path: Path) ->
 
     done = turn(tmp_path / "home")
 
-    assert done.places == {}
+    assert done.resealed == {}
     assert (tmp_path / "home/secrets/master.key").read_bytes() != OTHER
 
 
@@ -520,9 +527,9 @@ def test_a_dry_run_tells_the_same_and_touches_nothing(built: BuiltHome) -> None:
 
     assert everything_of(built.root) == before
     done = turn(built.root)
-    assert (dry.places, dry.by_key, dry.through_projects) == (
-        done.places,
-        done.by_key,
+    assert (dry.resealed, dry.resealed_by_key, dry.through_projects) == (
+        done.resealed,
+        done.resealed_by_key,
         done.through_projects,
     )
 
@@ -559,7 +566,7 @@ def test_homes_that_sagewai_wrote(real: Path) -> None:
     after = check_keys(home, {})
     assert after.report.total == before.total
     assert after.report.unopened == before.unopened == ()
-    assert {each.fingerprint for each in after.opened} == {done.new.fingerprint}
+    assert {each.fingerprint for each in after.opened} == {new_fingerprint(done)}
 
 
 def test_a_restore_in_between_is_noticed(
@@ -607,7 +614,7 @@ def test_a_link_that_leads_nowhere_is_no_key(tmp_path: Path) -> None:
     done = turn(built.root)
 
     assert done.installed == built.root / "master.key"
-    assert done.is_effective
+    assert done.effective
 
 
 def test_a_dangling_link_is_replaced(built: BuiltHome) -> None:
