@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from sagewai_ops.cli.command import Outcome, Run, command
 from sagewai_ops.cli.options import ENCRYPTION, SNAPSHOTS, DryRunOption, option
@@ -37,7 +37,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.archive.age import Encryption
-    from sagewai_ops.operations.preflight import PreflightReport
+    from sagewai_ops.operations.preflight import PreflightReport, PreflightResult
 
 HELP = """Check everything before an upgrade.
 
@@ -77,41 +77,10 @@ class Opening:
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One line of the table; `mend` has the commands that fix it."""
-
-    check: str
-    verdict: Literal["ok", "warning", "finding", "failed", "unproved", "skipped"]
-    summary: str
-    details: tuple[str, ...]
-    mend: tuple[str, ...]
-    exit_code: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class PreflightResult:
-    """The table, the snapshot that was created and the time of its proof.
-
-    Attributes:
-        go_back: The commands that restore the snapshot, if the upgrade has to be undone.
-    """
-
-    home: Path
-    ready: bool
-    strict: bool
-    checks: tuple[CheckResult, ...]
-    snapshot: str | None
-    archive: Path | None
-    proved_restorable_at: str | None
-    go_back: tuple[str, ...]
-
-
 @command(
     "preflight",
     HELP,
-    result="sagewai_ops.commands.preflight:PreflightResult",
+    result="sagewai_ops.operations.preflight:PreflightResult",
     unattended=True,
     changes=True,
 )
@@ -223,31 +192,22 @@ def preflight(
 
 def describe(
     done: "PreflightReport", application_version: str = "", opening: Opening | None = None
-) -> PreflightResult:
+) -> "PreflightResult":
     """Return the result of a preflight.
 
     Args:
         application_version: Of the Sagewai that has written the home; "" if unknown.
         opening: What a restore needs besides the snapshot.
     """
+    from sagewai_ops.operations.preflight import PreflightResult
+
     snapshot, drill = done.snapshot, done.drill
     is_proved = drill is not None and drill.outcome == "proved"
     return PreflightResult(
         home=done.home,
         ready=done.exit_code == 0,
         strict=done.is_strict,
-        checks=tuple(
-            CheckResult(
-                check=check.name,
-                verdict=check.verdict.value,
-                summary=check.summary,
-                details=check.details,
-                mend=check.remedies,
-                exit_code=check.exit_code,
-                seconds=round(check.seconds, 3),
-            )
-            for check in done.checks
-        ),
+        checks=done.checks,
         snapshot=snapshot.id if snapshot else None,
         archive=snapshot.path if snapshot else None,
         proved_restorable_at=f"{drill.at:%Y-%m-%dT%H:%M:%SZ}" if drill and is_proved else None,
@@ -337,7 +297,7 @@ def _mark_plan(path: Path) -> bool:
     return bool(content)
 
 
-def _write_plan(path: Path, result: PreflightResult, commands: tuple[str, ...]) -> None:
+def _write_plan(path: Path, result: "PreflightResult", commands: tuple[str, ...]) -> None:
     """Write the commands that go back as a script; another script of the kind is replaced.
 
     Raises:
@@ -359,14 +319,14 @@ def _replace_plan(path: Path, content: bytes) -> None:
     atomic.replace(resolve_given_path(path), content, mode=_PLAN_MODE)
 
 
-def show(terminal: Terminal, result: PreflightResult) -> None:
+def show(terminal: Terminal, result: "PreflightResult") -> None:
     """Print the table, the details of each line that is not ok, and the verdict."""
     terminal.table(
         ("check", "verdict", ""),
-        [(check.check, check.verdict, check.summary) for check in result.checks],
+        [(check.check, check.verdict.value, check.summary) for check in result.checks],
     )
     for check in result.checks:
-        verdict = check.verdict
+        verdict = check.verdict.value
         if verdict in ("ok", "skipped"):
             continue
         terminal.line(f"{check.check}: {check.summary}", style=_STYLES.get(verdict, "red"))

@@ -13,7 +13,7 @@ from sagewai_ops.keys.candidates import Candidate
 from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.read_back import ReadBack
-from sagewai_ops.snapshots.database_check import Check, DatabaseReport
+from sagewai_ops.snapshots.database_check import Check, DatabaseFacts
 from sagewai_ops.snapshots.omissions import Omission
 from sagewai_ops.snapshots.quality import Cause, Quality
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts, UnstoredObject
@@ -119,7 +119,7 @@ class BackupReport:
     custody: str
     is_encrypted: bool
     key_fingerprint: str
-    database: DatabaseReport | None
+    database: DatabaseFacts | None
     keys: SealedReport
     omissions: tuple[Omission, ...]
     unstable: tuple[str, ...]
@@ -250,7 +250,7 @@ def omission_causes(
 
 
 def damage_causes(
-    database: DatabaseReport | None, documents: Mapping[str, bytes], key: Candidate | None
+    database: DatabaseFacts | None, documents: Mapping[str, bytes], key: Candidate | None
 ) -> Iterator[Cause]:
     """Yield why a snapshot is not sound.
 
@@ -260,7 +260,7 @@ def damage_causes(
         key: The master key that Sagewai would use, if it refuses it.
     """
     if database:
-        if not database.counts and not database.integrity:
+        if not database.tables and not database.integrity:
             yield Cause("database", DATABASE, "database: empty, it has no tables")
         for finding in database.integrity:
             yield Cause("integrity", DATABASE, f"database: {finding}")

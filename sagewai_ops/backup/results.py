@@ -173,7 +173,7 @@ class BackupResult:
             encrypted=report.is_encrypted,
             key_custody="sealed" if report.custody == "sealed" else "exclude",
             key_fingerprint=report.key_fingerprint,
-            database=report.database.facts if report.database else None,
+            database=report.database.record if report.database else None,
             keys=report.keys,
             left_out=tuple(
                 OmissionResult(

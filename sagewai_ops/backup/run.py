@@ -71,7 +71,7 @@ from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.records import dataclass
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.database_check import (
-    DatabaseReport,
+    DatabaseFacts,
     dated,
     examination_thread,
     next_check,
@@ -108,7 +108,7 @@ class _Frozen:
 
     copies: Mapping[str, DatabaseCopy]
     main: DatabaseCopy | None
-    proving: "Future[DatabaseReport] | None"
+    proving: "Future[DatabaseFacts] | None"
     server: ServerSource | None
 
 
@@ -141,7 +141,7 @@ class BackupRun:
     key_fingerprint: str
     files: int = 0
     content_bytes: int = 0
-    database: DatabaseReport | None = None
+    database: DatabaseFacts | None = None
     keys: SealedReport = field(default_factory=SealedReport)
     unstable: list[str] = field(default_factory=list)
     archive_bytes: int = 0
@@ -379,7 +379,7 @@ class BackupRun:
 
     def _database_facts(self) -> dict[str, Any]:
         return {
-            "database": asdict(self.database.facts) if self.database else None,
+            "database": asdict(self.database.record) if self.database else None,
             **({"postgres": self._server_facts()} if self.engine == POSTGRESQL else {}),
         }
 
@@ -493,7 +493,7 @@ class BackupRun:
         self.content = replace(counted, size_bytes=self.content_bytes)
         reference = self.reference
         # A home on a database server may have an empty database that Sagewai does not use.
-        is_used = self.engine == SQLITE or bool(self.database and self.database.counts)
+        is_used = self.engine == SQLITE or bool(self.database and self.database.tables)
         self.quality = assess(
             omission_causes(
                 self.scan.omissions,

@@ -15,9 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.moment import open_moment
-from sagewai_ops.database.sqlite.read_transaction import (
-    from_database_error,
-)
+from sagewai_ops.database.sqlite.read_transaction import from_database_error
 from sagewai_ops.database.url import PostgresUrl, resolve
 from sagewai_ops.errors import OpsError, PermissionDeniedError
 from sagewai_ops.fs import beneath
@@ -86,11 +84,11 @@ def read_inventory(
     if not only_sealed:
         plaintext += [*plain_in_documents(documents), *plain_in_copies(_contents(home))]
     if os.path.lexists(home.database):
-        with _frozen(home.database) as connection:
+        with open_moment(home.database) as moment:
             try:
-                values.extend(in_database(connection))
+                values.extend(in_database(moment.connection))
                 if not only_sealed:
-                    plaintext.extend(plain_in_database(connection))
+                    plaintext.extend(plain_in_database(moment.connection))
             except sqlite3.Error as error:
                 raise from_database_error(error, home.database) from error
     if home.server_url_variable:
@@ -220,13 +218,6 @@ def on_server(connection: sqlite3.Connection) -> Iterator[SealedValue]:
     for value in in_database(connection):
         project = SERVER + value.project if value.project is not None else None
         yield replace(value, where=SERVER + value.where, project=project)
-
-
-@contextlib.contextmanager
-def _frozen(database: Path) -> Iterator[sqlite3.Connection]:
-    """Open one moment of a database that may be live."""
-    with open_moment(database) as transaction:
-        yield transaction.connection
 
 
 def _not_understood(documents: Mapping[str, bytes]) -> dict[str, str]:

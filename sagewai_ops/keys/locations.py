@@ -112,11 +112,16 @@ def in_documents(documents: Mapping[str, bytes]) -> Iterator[SealedValue]:
     for member, content in documents.items():
         if PREFIX.encode() not in content:
             continue
-        name = document_name(member)
-        place = member if member.rpartition("/")[2] == name else LEGACY_PLACES.get(name, member)
+        name, place = place_of(member)
         for where, path, text in _leaves(content):
             role = Role.VALUE if _is_sealed_in(name, path) else Role.STRAY
             yield SealedValue(place, where, text, role=role)
+
+
+def place_of(member: str) -> tuple[str, str]:
+    """Return the name of a document and its place; `read_documents` returned its path."""
+    name = document_name(member)
+    return name, member if member.rpartition("/")[2] == name else LEGACY_PLACES.get(name, member)
 
 
 def in_copy(place: str, content: bytes) -> Iterator[SealedValue]:
@@ -146,24 +151,24 @@ def _in_column(connection: sqlite3.Connection, column: Column) -> Iterator[Seale
         f" WHERE instr({quoted(column.name)}, ?)"
     )
     for content, owner, *key in utf8_rows(connection, statement, (PREFIX,)):
-        row = "/".join(_text(part) for part in key)
+        row = "/".join(text_of(part) for part in key)
         if column.role is Role.DATA_KEY:
-            yield SealedValue(column.place, row, _text(content), role=column.role)
+            yield SealedValue(column.place, row, text_of(content), role=column.role)
             continue
         for pointer, path, text in _leaves(content):
             yield SealedValue(
                 place=column.place,
                 where=row + pointer,
                 text=text,
-                project=_text(owner) if owner is not None else None,
+                project=text_of(owner) if owner is not None else None,
                 role=column.role if _is_sealed_of(column, row, path) else Role.STRAY,
             )
 
 
-_Path = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 
 
-def _is_sealed_in(name: str, path: _Path | None) -> bool:
+def _is_sealed_in(name: str, path: JsonPath | None) -> bool:
     """Return whether Sagewai seals at a path of a document; None if the document is not JSON."""
     if path is None:
         return True
@@ -177,7 +182,7 @@ def _is_sealed_in(name: str, path: _Path | None) -> bool:
     return False
 
 
-def _is_sealed_of(column: Column, row: str, path: _Path | None) -> bool:
+def _is_sealed_of(column: Column, row: str, path: JsonPath | None) -> bool:
     if path is None or column.table == "connection":
         return True
     if column.table == "provider":
@@ -185,7 +190,7 @@ def _is_sealed_of(column: Column, row: str, path: _Path | None) -> bool:
     return row.startswith(f"{CHANNEL_KIND}/") and len(path) == 1 and path[0] in CHANNEL_KEYS
 
 
-def _leaves(content: bytes) -> Iterator[tuple[str, _Path | None, str]]:
+def _leaves(content: bytes) -> Iterator[tuple[str, JsonPath | None, str]]:
     """Yield (pointer, path, text) of each JSON string that begins with the prefix.
 
     Text that is not JSON is searched for tokens: the pointer is `@` and the offset in bytes, the
@@ -197,7 +202,7 @@ def _leaves(content: bytes) -> Iterator[tuple[str, _Path | None, str]]:
         for match in _TOKEN.finditer(content):
             yield f"@{match.start()}", None, match[0].decode("ascii")
         return
-    waiting: list[tuple[_Path, object]] = [((), root)]
+    waiting: list[tuple[JsonPath, object]] = [((), root)]
     while waiting:
         path, node = waiting.pop()
         if isinstance(node, str):
@@ -209,10 +214,11 @@ def _leaves(content: bytes) -> Iterator[tuple[str, _Path | None, str]]:
             waiting.extend(((*path, at), node[at]) for at in reversed(range(len(node))))
 
 
-def pointer(path: _Path) -> str:
+def pointer(path: JsonPath) -> str:
     """Write a JSON pointer (RFC 6901)."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 
 
-def _text(value: bytes | None) -> str:
+def text_of(value: bytes | None) -> str:
+    """Return the text of a column; what is not UTF-8 is replaced."""
     return "" if value is None else value.decode("utf-8", "replace")

@@ -15,14 +15,21 @@ from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
 from sagewai_ops.database.sqlite.schema_objects import stored_columns
-from sagewai_ops.home.paths import LEGACY_PLACES
 from sagewai_ops.home.state_files import (
     ADMIN_STATE_NAME,
     CONNECTIONS_NAME,
     PROFILES_NAME,
-    document_name,
 )
-from sagewai_ops.keys.locations import CHANNEL_KEYS, CHANNEL_KIND, PREFIX, PROVIDER_KEYS, pointer
+from sagewai_ops.keys.locations import (
+    CHANNEL_KEYS,
+    CHANNEL_KIND,
+    PREFIX,
+    PROVIDER_KEYS,
+    JsonPath,
+    place_of,
+    pointer,
+    text_of,
+)
 from sagewai_ops.records import dataclass
 
 
@@ -56,10 +63,8 @@ class Plaintext:
         object.__setattr__(self, "finding", self.habit is Habit.SEALS)
 
 
-_Path = tuple[str | int, ...]
-
 # By protocol, the fields below `protocol_data` that Sagewai's local backend seals.
-_SEALED_FIELDS: Mapping[str, tuple[_Path, ...]] = {
+_SEALED_FIELDS: Mapping[str, tuple[JsonPath, ...]] = {
     "oauth2": (("client_secret",), ("tokens", "access_token"), ("tokens", "refresh_token")),
     "mqtt": (("password",),),
     "opcua": (("password",),),
@@ -94,8 +99,7 @@ def plain_in_documents(documents: Mapping[str, bytes]) -> Iterator[Plaintext]:
     A document that is not JSON is skipped.
     """
     for member, content in documents.items():
-        name = document_name(member)
-        place = member if member.rpartition("/")[2] == name else LEGACY_PLACES.get(name, member)
+        name, place = place_of(member)
         root = _parsed(content)
         for path, _text in _plain_strings(root):
             habit = None
@@ -164,7 +168,7 @@ def _in_connections(connection: sqlite3.Connection) -> Iterator[Plaintext]:
                     yield Plaintext(place, row + pointer(path), habit)
 
 
-def _habit_in_state(path: _Path) -> Habit | None:
+def _habit_in_state(path: JsonPath) -> Habit | None:
     if path[0] not in _STATE_KEYS:
         return None
     if path[0] == "providers":
@@ -173,20 +177,20 @@ def _habit_in_state(path: _Path) -> Habit | None:
     return Habit.NEVER if named or _is_secret(path) else None
 
 
-def _habit_in_provider(path: _Path) -> Habit | None:
+def _habit_in_provider(path: JsonPath) -> Habit | None:
     if len(path) > 1 and path[0] == "config" and path[-1] in PROVIDER_KEYS:
         return Habit.SEALS
     return Habit.NEVER if _is_secret(path) else None
 
 
-def _habit_in_resource(kind: str, path: _Path) -> Habit | None:
+def _habit_in_resource(kind: str, path: JsonPath) -> Habit | None:
     if kind == CHANNEL_KIND and len(path) == 1 and path[0] in CHANNEL_KEYS:
         return Habit.SEALS
     known = kind in (CHANNEL_KIND, _CONNECTOR_KIND)
     return Habit.NEVER if known and _is_secret(path) else None
 
 
-def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> Habit | None:
+def _habit_in_connection(path: JsonPath, protocol: object, *, is_tested: bool) -> Habit | None:
     """Return the habit for a path of a connection, which begins with its column or field."""
     if path[0] not in ("protocol_data", "credentials_backend") or len(path) < 2:
         return None
@@ -200,22 +204,22 @@ def _habit_in_connection(path: _Path, protocol: object, *, is_tested: bool) -> H
     return Habit.NEVER if _is_secret(path) else None
 
 
-def _is_bearer(path: _Path) -> bool:
+def _is_bearer(path: JsonPath) -> bool:
     """Return whether a state without a version has a session or API token at a path."""
     if path[0] == "api_tokens":
         return _is_secret(path)
     return path == ("active_token",) or (path[0] == "active_tokens" and len(path) == 2)
 
 
-def _is_secret(path: _Path) -> bool:
+def _is_secret(path: JsonPath) -> bool:
     """Return whether the name of a field is that of a secret; an entry of a list has no name."""
     name = path[-1] if path else ""
     return isinstance(name, str) and name.lower().endswith(_SECRET_ENDINGS)
 
 
-def _plain_strings(root: object) -> Iterator[tuple[_Path, str]]:
+def _plain_strings(root: object) -> Iterator[tuple[JsonPath, str]]:
     """Yield each string leaf that is not blank, sealed or a reference."""
-    waiting: list[tuple[_Path, object]] = [((), root)]
+    waiting: list[tuple[JsonPath, object]] = [((), root)]
     while waiting:
         path, node = waiting.pop()
         if isinstance(node, str):
@@ -246,11 +250,11 @@ def _rows(
         f" WHERE {quoted(column)} IS NOT NULL"
     )
     for content, *key in utf8_rows(connection, statement):
-        row = "/".join(_text(part) for part in key)
-        yield (row, _text(content)), f"{table}.{column}"
+        row = "/".join(text_of(part) for part in key)
+        yield (row, text_of(content)), f"{table}.{column}"
 
 
-def _at(root: object, path: _Path) -> dict[str, object]:
+def _at(root: object, path: JsonPath) -> dict[str, object]:
     """Return the object at a path of a document; an empty one if there is no object."""
     for step in path:
         if isinstance(root, dict) and isinstance(step, str):
@@ -266,7 +270,3 @@ def _parsed(content: bytes | str) -> object:
     except (ValueError, RecursionError):
         return None
     return parsed
-
-
-def _text(value: bytes | None) -> str:
-    return "" if value is None else value.decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from enum import Enum
 from urllib.parse import urlsplit, urlunsplit
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.notify.http import TIMEOUT_SECONDS, post
+from sagewai_ops.notify.http import TIMEOUT_SECONDS, is_web_url, post
 
 _CONTENT_TYPE = "text/plain; charset=utf-8"
 MOST_BODY_BYTES = 10_000  # which healthchecks.io stores; the end of a longer body is sent
@@ -32,13 +32,8 @@ def check_url(url: str) -> str:
         UsageError: It cannot; the message contains no part of it.
     """
     # Before urlsplit, which silently removes line breaks.
-    is_valid = re.fullmatch(r"https?://[!-?A-~]+", url) is not None  # printable ASCII, no @
-    try:
-        parts = urlsplit(url)
-        is_valid = is_valid and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
+    is_printable = re.fullmatch(r"https?://[!-?A-~]+", url) is not None  # ASCII, no @
+    if not (is_printable and is_web_url(url)):
         raise UsageError(
             "ping URL: not https://HOST/PATH or http://HOST/PATH, without user and password"
         )

@@ -1,5 +1,6 @@
 """Send a POST request with the standard library, and describe what failed without its URL."""
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,17 +29,35 @@ def post(
     Returns:
         What failed, in a phrase; "" after success.
     """
-    problems = [f"no answer in {timeout:.0f} s"]
+    return wait_for(
+        timeout, lambda: _post(address, body, content_type, timeout, same_host=same_host)
+    )
+
+
+def wait_for(seconds: float, work: Callable[[], str]) -> str:
+    """Return what a function returns, or after some seconds that there is no answer.
+
+    The timeout of a socket restarts with each byte, and name resolution has none, so a thread waits
+    that can be abandoned.
+    """
+    problems = [f"no answer in {seconds:.0f} s"]
 
     def run() -> None:
-        problems[0] = _post(address, body, content_type, timeout, same_host=same_host)
+        problems[0] = work()
 
-    # The timeout of a socket restarts with each byte, and name resolution has none, so a thread
-    # waits that can be abandoned.
     thread = Thread(target=run, daemon=True)
     thread.start()
-    thread.join(timeout)
+    thread.join(seconds)
     return problems[0]
+
+
+def is_web_url(url: str) -> bool:
+    """Return whether a URL has a host and a possible port, and no user or password."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        return False
 
 
 def _post(address: str, body: bytes, content_type: str, timeout: float, *, same_host: bool) -> str:

@@ -14,8 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sagewai_ops.errors import UsageError
-from sagewai_ops.notify.http import TIMEOUT_SECONDS, post
-from sagewai_ops.process.threads import Thread
+from sagewai_ops.notify.http import TIMEOUT_SECONDS, is_web_url, post, wait_for
 from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
@@ -68,14 +67,7 @@ def check_notify_url(url: str) -> str:
         UsageError: It cannot; the message contains no part of it.
     """
     match = _URL.fullmatch(url)
-    is_valid = match is not None
-    if match and match[1].lower() in _WEBHOOK:
-        try:
-            parts = urlsplit(url)
-            is_valid = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:
-            is_valid = False
-    if not is_valid:
+    if match is None or (match[1].lower() in _WEBHOOK and not is_web_url(url)):
         raise UsageError(
             "notify URL: neither https://HOST/PATH, without user and password, nor one of Apprise",
             hint="sagewai-ops notify test --notify-file FILE  # with one URL a line",
@@ -131,18 +123,9 @@ def send(url: str, message: Message, *, timeout: float = 0.0) -> str:
             timeout=timeout or TIMEOUT_SECONDS,
             same_host=True,
         )
-    seconds = timeout or _APPRISE_SECONDS
-    problems = [f"no answer in {seconds:.0f} s"]
-
-    def run() -> None:
-        problems[0] = _send_by_apprise(url, message)
-
-    thread = Thread(target=run, daemon=True)  # one that can be abandoned, as in `http`
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of its dependencies are not for users
-        thread.start()
-        thread.join(seconds)
-    return problems[0]
+        return wait_for(timeout or _APPRISE_SECONDS, lambda: _send_by_apprise(url, message))
 
 
 def _encode(envelope: Mapping[str, Any]) -> bytes:

@@ -373,7 +373,7 @@ class _DrillRun:
                 f"created, {report.integrity[0]:.200}",
                 hint="use another snapshot: sagewai-ops snapshots list",
             )
-        if not report.counts:
+        if not report.tables:
             self.add_finding("database", "empty, it has no tables")
         with open_frozen(home.database) as connection:
             for item in find_unexpected(connection, sqlite_head.tables()):

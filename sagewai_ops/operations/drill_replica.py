@@ -38,7 +38,7 @@ from sagewai_ops.schema.results import UpgradeResult, describe_upgrade
 from sagewai_ops.schema.revision_graph import HEAD
 from sagewai_ops.schema.upgrade_sqlite import upgrade_database
 from sagewai_ops.snapshots import catalog
-from sagewai_ops.snapshots.database_check import DatabaseFacts, DatabaseReport, examine_database
+from sagewai_ops.snapshots.database_check import DatabaseFacts, examine_database
 from sagewai_ops.snapshots.scratch import (
     MOST_MEMORY_BYTES,
     memory_parent,
@@ -178,7 +178,7 @@ def drill_replica(
         seconds=round(time.monotonic() - started, 3),
         checked=("restore", "database", *(("keys",) if is_open else ()), "upgrade"),
         size_bytes=size_bytes,
-        database=report.facts,
+        database=report.record,
         upgrade=describe_upgrade(upgrade),
         keys=keys,
         key_source=shown_source(best.source) if best else "",
@@ -187,7 +187,7 @@ def drill_replica(
     )
 
 
-def _check_schema(path: Path, report: DatabaseReport) -> list[DrillFinding]:
+def _check_schema(path: Path, report: DatabaseFacts) -> list[DrillFinding]:
     """Return the findings about tables and references."""
     found = []
     if report.schema_state in ("ahead", "unknown", "empty"):

@@ -153,7 +153,7 @@ def describe_drill(report: DrillReport) -> DrillResult:
         folders=restored.extracted.directories,
         links=restored.extracted.links,
         size_bytes=restored.extracted.size_bytes,
-        database=restored.database.facts if restored.database else None,
+        database=restored.database.record if restored.database else None,
         upgrade=describe_upgrade(report.upgrade) if report.upgrade else None,
         server=_describe_server(report),
         keys=restored.keys,

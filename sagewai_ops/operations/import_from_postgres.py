@@ -65,7 +65,7 @@ from sagewai_ops.restore.to_sqlite import Built, build_database
 from sagewai_ops.schedule.installed import find_schedules
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import HEAD
-from sagewai_ops.snapshots.database_check import DatabaseReport, examination_thread
+from sagewai_ops.snapshots.database_check import DatabaseFacts, examination_thread
 from sagewai_ops.snapshots.server_database import ServerFacts
 from sagewai_ops.swap import pending, swap
 from sagewai_ops.text import listed, printable, shell_word
@@ -399,7 +399,7 @@ def _prepare(work: _Work, staged: Home, stage: swap.Staged) -> None:
         )
 
 
-def _check(work: _Work, staged: Home, report: DatabaseReport) -> None:
+def _check(work: _Work, staged: Home, report: DatabaseFacts) -> None:
     """Act on the check of the database that was built, and find what opens its encrypted values.
 
     Raises:

@@ -95,24 +95,19 @@ class Check:
     """One line of the table.
 
     Attributes:
-        name: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
+        check: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
             `upgrade`.
-        details, remedies: One line each; remedies are commands that fix it.
-        error_code: The exit code of the error; 0 without one.
+        details, mend: One line each; `mend` has the commands that fix it.
+        exit_code: Of this line alone.
     """
 
-    name: str
+    check: str
     verdict: Verdict
     summary: str
     details: tuple[str, ...] = ()
-    remedies: tuple[str, ...] = ()
-    error_code: int = 0
+    mend: tuple[str, ...] = ()
+    exit_code: int = EXIT_DONE
     seconds: float = 0.0
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of this line alone."""
-        return self.error_code or _CODES.get(self.verdict, EXIT_DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +165,28 @@ class PreflightReport:
         code = self.exit_code
         for check in self.checks:
             if code not in (0, EXIT_INCOMPLETE, EXIT_FINDINGS) and check.exit_code == code:
-                name = f"{check.name}: "
+                name = f"{check.check}: "
                 message = name + check.summary.removeprefix(name)
-                return error_class(code)(message, hint="\n".join(check.remedies))
+                return error_class(code)(message, hint="\n".join(check.mend))
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightResult:
+    """The table, the snapshot that was created and the time of its proof.
+
+    Attributes:
+        go_back: The commands that restore the snapshot, if the upgrade has to be undone.
+    """
+
+    home: Path
+    ready: bool
+    strict: bool
+    checks: tuple[Check, ...]
+    snapshot: str | None
+    archive: Path | None
+    proved_restorable_at: str | None
+    go_back: tuple[str, ...]
 
 
 def run_preflight(
@@ -245,7 +258,9 @@ class _Run:
                 done = check()
         except OpsError as error:
             done = self._failure(name, error)
-        self.checks.append(replace(done, seconds=time.monotonic() - started))
+        code = done.exit_code or _CODES.get(done.verdict, EXIT_DONE)
+        seconds = round(time.monotonic() - started, 3)
+        self.checks.append(replace(done, exit_code=code, seconds=seconds))
 
     def _failure(self, name: str, error: OpsError) -> Check:
         """Return the line of an error; it always names a command."""

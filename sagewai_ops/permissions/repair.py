@@ -9,7 +9,7 @@ file that was inspected. Nothing outside the home and its snapshot directory is 
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -92,13 +92,8 @@ def apply_repairs(
     roots = _roots(home, inspection.snapshots)
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
         record = write_record(home.root, roots, datetime.now(timezone.utc), changes)
-        done, left = [], []
-        for change in changes:
-            if reason := _change(roots[change.root], change, change.before, change.after):
-                left.append((change, reason))
-            else:
-                done.append(change)
-    return RepairReport(tuple(done), tuple(left), record)
+        done, left = _change_all(roots, changes)
+    return RepairReport(done, left, record)
 
 
 def undo_repairs(
@@ -121,18 +116,27 @@ def undo_repairs(
     roots, changes = read_record(home, record)
     if dry_run:
         return RepairReport(tuple(changes), (), record)
-    done, left = [], []
     with locks.exclusive(home.root, wait_seconds=wait_seconds):
-        for change in sorted(changes, key=_order, reverse=True):
-            if reason := _change(roots[change.root], change, change.after, change.before):
-                left.append((change, reason))
-            else:
-                done.append(change)
+        done, left = _change_all(roots, sorted(changes, key=_order, reverse=True), undo=True)
         if not left:
             with translate_os_errors(record):
                 beneath.unlink(record)
                 beneath.sync_directory(record.parent)
-    return RepairReport(tuple(done), tuple(left), None if not left else record)
+    return RepairReport(done, left, None if not left else record)
+
+
+def _change_all(
+    roots: Mapping[str, Path], changes: Sequence[Change], *, undo: bool = False
+) -> tuple[tuple[Change, ...], tuple[tuple[Change, str], ...]]:
+    """Make the changes, or undo them; return those that were made, and the others with reasons."""
+    done, left = [], []
+    for change in changes:
+        states = (change.after, change.before) if undo else (change.before, change.after)
+        if reason := _change(roots[change.root], change, *states):
+            left.append((change, reason))
+        else:
+            done.append(change)
+    return tuple(done), tuple(left)
 
 
 def _order(change: Change) -> tuple[str, str]:

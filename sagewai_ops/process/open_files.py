@@ -10,9 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from sagewai_ops.process.procfs import open_descriptors
-
-_PROC = Path("/proc")
+from sagewai_ops.process.procfs import held_locks, open_descriptors, stat_fields
 
 
 def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -> set[int]:
@@ -81,19 +79,12 @@ def _identities(files: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]
 
 
 def _lockers(known: Mapping[tuple[int, int], Path]) -> Iterator[int]:
-    """Parse the kernel's list of locks; 0 is a process of another container."""
-    try:
-        lines = (_PROC / "locks").read_text("ascii").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        fields = line.split()
-        if len(fields) < 6 or fields[1] == "->":  # a waiting process
-            continue
-        with suppress(ValueError):
-            major, minor, inode = fields[5].split(":")
+    """Yield the processes with locks on known files; 0 is a process of another container."""
+    for _kind, pid, file in held_locks():
+        with suppress(ValueError):  # a lock that is on no file
+            major, minor, inode = file.split(":")
             if (os.makedev(int(major, 16), int(minor, 16)), int(inode)) in known:
-                yield max(int(fields[4]), 0)
+                yield pid
 
 
 def _own_ancestors() -> set[int]:
@@ -102,9 +93,7 @@ def _own_ancestors() -> set[int]:
     while pid > 1:
         found.add(pid)
         try:
-            text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
-            # The name of the program is in parentheses and can contain anything.
-            pid = int(text.rpartition(")")[2].split()[1])
+            pid = int(stat_fields(pid)[1])
         except (OSError, ValueError, IndexError):
             break
     return found

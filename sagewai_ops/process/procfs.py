@@ -72,7 +72,7 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
         return ()
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     wanted = f"{device}:{status.st_ino}"
-    pids = {pid for lock_kind, pid, file in _locks() if lock_kind == kind and file == wanted}
+    pids = {pid for lock_kind, pid, file in held_locks() if lock_kind == kind and file == wanted}
     return tuple(read_process(pid) for pid in sorted(pids))
 
 
@@ -131,7 +131,7 @@ def user_of(process: Process) -> int | None:
     return None
 
 
-def _locks() -> Iterator[tuple[str, int, str]]:
+def held_locks() -> Iterator[tuple[str, int, str]]:
     """Yield (kind, pid, device:inode) for every held lock; proc(5), `/proc/locks`."""
     try:
         lines = (_PROC / "locks").read_text(encoding="ascii").splitlines()
@@ -142,6 +142,17 @@ def _locks() -> Iterator[tuple[str, int, str]]:
         # A line with -> is a waiter, not a holder.
         if len(fields) >= 6 and fields[1] != "->":
             yield fields[1], max(int(fields[4]), 0), fields[5]
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Return what follows the name of a process in proc(5), `/proc/PID/stat`, from field 3 on.
+
+    Raises:
+        OSError: It has ended, or there is no /proc.
+    """
+    text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    # The name of the program is in parentheses and can contain anything, a parenthesis too.
+    return text.rpartition(")")[2].split()
 
 
 def minimal_environment() -> dict[str, str]:
@@ -194,11 +205,7 @@ def _presentable(words: list[str]) -> str:
 def _started_at(pid: int) -> datetime | None:
     """Add the start, in clock ticks after boot, to the time of boot (proc(5), field 22 of stat)."""
     with suppress(OSError, ValueError, IndexError):
-        # The name of the program is in parentheses and can contain anything, a parenthesis too.
-        fields = (
-            (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        )
-        ticks = int(fields[19])
+        ticks = int(stat_fields(pid)[19])
         for line in (_PROC / "stat").read_text("ascii").splitlines():
             if line.startswith("btime "):
                 seconds = int(line.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")

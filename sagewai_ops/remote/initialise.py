@@ -9,6 +9,7 @@ from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.marker import (
     MARKER,
+    Marker,
     already_initialised,
     new_marker,
     require_marker,
@@ -72,22 +73,15 @@ def initialise(store: Store, address: Address) -> PlaceResult:
             `require_uninitialised`, and for `probe`.
     """
     require_uninitialised(store)
-    capabilities, findings = probe(store)
+    capabilities, findings = probed = probe(store)
     if any(finding.is_blocking for finding in findings):
-        return _result(store, address, capabilities=capabilities, findings=findings)
+        return _result(store, address, probed, None)
     marker = new_marker(capabilities)
     write_marker(store, marker)
     found = require_marker(store)
     if found is not None and found.place_id != marker.place_id:
         raise TargetBusyError(f"{store.address}: initialised by another run at the same time")
-    return _result(
-        store,
-        address,
-        place_id=marker.place_id,
-        created_at=marker.created_at,
-        capabilities=capabilities,
-        findings=findings,
-    )
+    return _result(store, address, probed, marker)
 
 
 def check_place(store: Store, address: Address) -> PlaceResult:
@@ -99,35 +93,26 @@ def check_place(store: Store, address: Address) -> PlaceResult:
         PermissionDeniedError, RemoteError: As for `probe`.
     """
     marker = require_marker(store)
-    capabilities, findings = probe(store)
-    return _result(
-        store,
-        address,
-        place_id=marker.place_id if marker else None,
-        created_at=marker.created_at if marker else None,
-        capabilities=capabilities,
-        findings=findings,
-        changed=marker.capabilities.differences(capabilities) if marker else (),
-    )
+    probed = probe(store)
+    changed = marker.capabilities.differences(probed[0]) if marker else ()
+    return _result(store, address, probed, marker, changed)
 
 
 def _result(
     store: Store,
     address: Address,
-    *,
-    place_id: str | None = None,
-    created_at: datetime | None = None,
-    capabilities: Capabilities | None = None,
-    findings: tuple[Finding, ...] = (),
+    probed: tuple[Capabilities, tuple[Finding, ...]],
+    marker: Marker | None,
     changed: tuple[str, ...] = (),
 ) -> PlaceResult:
+    capabilities, findings = probed
     return PlaceResult(
-        store.address,
-        place_id,
-        created_at,
-        capabilities,
-        findings,
-        changed,
-        advise(address),
-        address.scheme != _UNTESTED,
+        place=store.address,
+        place_id=marker.place_id if marker else None,
+        created_at=marker.created_at if marker else None,
+        capabilities=capabilities,
+        findings=findings,
+        changed=changed,
+        advice=advise(address),
+        is_tested=address.scheme != _UNTESTED,
     )

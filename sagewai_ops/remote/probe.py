@@ -136,28 +136,22 @@ def probe(store: Store) -> tuple[Capabilities, tuple[Finding, ...]]:
 
 def _findings(found: Capabilities, place: str) -> Iterator[Finding]:
     gateway = "use another server or gateway for this place"
-    if not found.put_if_absent:
-        yield Finding(
+    for is_met, kind, problem in (
+        (
+            found.put_if_absent,
             "put-if-absent",
-            f"{place}: an existing object is replaced although the request forbids it",
-            gateway,
-            is_blocking=True,
-        )
-    if not found.exact_ranges:
-        yield Finding(
-            "ranges", f"{place}: parts of an object are not read exactly", gateway, is_blocking=True
-        )
-    if not found.multipart:
-        yield Finding(
+            "an existing object is replaced although the request forbids it",
+        ),
+        (found.exact_ranges, "ranges", "parts of an object are not read exactly"),
+        (
+            found.multipart,
             "multipart",
-            f"{place}: an object of several parts does not have the content that was sent",
-            gateway,
-            is_blocking=True,
-        )
-    if not found.consistent_list:
-        yield Finding(
-            "list", f"{place}: a list is not current after a change", gateway, is_blocking=True
-        )
+            "an object of several parts does not have the content that was sent",
+        ),
+        (found.consistent_list, "list", "a list is not current after a change"),
+    ):
+        if not is_met:
+            yield Finding(kind, f"{place}: {problem}", gateway, is_blocking=True)
     if not found.overwrite:
         yield Finding(
             "overwrite",

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Mapping
 
+from sagewai_ops.process.frames import enlarge_pipe
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.records import dataclass
 
@@ -185,7 +186,7 @@ class Channel:
         for descriptor in (to, source, errors):
             os.set_blocking(descriptor, False)
         for descriptor in (to, source):
-            _enlarge(descriptor)
+            enlarge_pipe(descriptor)
         self._poll.register(source, select.POLLIN)
         self._poll.register(errors, select.POLLIN)
         self._polls_output = False
@@ -357,13 +358,3 @@ class Channel:
             self._forgotten.remove(number)
         else:
             self._replies[number] = (kind, packet[5:])
-
-
-def _enlarge(descriptor: int) -> None:
-    """Make a pipe larger, for fewer switches between the programs; only Linux can."""
-    import contextlib
-    import fcntl
-
-    if command := getattr(fcntl, "F_SETPIPE_SZ", None):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(descriptor, command, _PIPE_BYTES)

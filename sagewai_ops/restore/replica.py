@@ -23,7 +23,7 @@ from sagewai_ops.restore.companions import require_recent
 from sagewai_ops.restore.key_check import check_database_key
 from sagewai_ops.restore.plan import RestoreOptions
 from sagewai_ops.schema import sqlite_head
-from sagewai_ops.snapshots.database_check import DatabaseReport, examine_database
+from sagewai_ops.snapshots.database_check import DatabaseFacts, examine_database
 from sagewai_ops.snapshots.quality import Content, compare
 from sagewai_ops.text import listed, printable
 
@@ -32,7 +32,7 @@ _SHOWN = 3  # tables that lost rows
 
 def replace_database(
     reader: ArchiveReader, replica: Replica, target: Home, staged: Home, options: RestoreOptions
-) -> tuple[DatabaseReport, ReplicaState, tuple[str, ...]]:
+) -> tuple[DatabaseFacts, ReplicaState, tuple[str, ...]]:
     """Put the database of a replica in the place of the one from the snapshot, in the staged home.
 
     Returns:
@@ -80,11 +80,11 @@ def replace_database(
 
 
 def _require_same_content(
-    reader: ArchiveReader, replica: Replica, place: Path, fresh: Path, report: DatabaseReport
+    reader: ArchiveReader, replica: Replica, place: Path, fresh: Path, report: DatabaseFacts
 ) -> None:
     """Refuse the database of another home, and one that was created again after a disaster."""
     recorded = reader.manifest.facts["database"].get("tables", {})
-    changes = list(compare(Content(tables=recorded), Content(tables=report.counts)))
+    changes = list(compare(Content(tables=recorded), Content(tables=report.tables)))
     if (sealed := try_keys({}, place, ()).total) and not try_keys({}, fresh, ()).total:
         changes.append(f"no encrypted value, had {sealed}")
     if changes:
@@ -96,7 +96,7 @@ def _require_same_content(
         )
 
 
-def _require_same_schema(reader: ArchiveReader, replica: Replica, report: DatabaseReport) -> None:
+def _require_same_schema(reader: ArchiveReader, replica: Replica, report: DatabaseFacts) -> None:
     recorded = reader.manifest.facts["database"]
     wanted = tuple(str(recorded.get(name, "")) for name in ("schema_level", "schema_state"))
     found = (report.schema_level, report.schema_state)

@@ -49,7 +49,7 @@ from sagewai_ops.restore.plan import (
 )
 from sagewai_ops.schema.postgres_replaced import replaced_schema
 from sagewai_ops.snapshots.database_check import (
-    DatabaseReport,
+    DatabaseFacts,
     examination_thread,
     examine_database,
     recorded_report,
@@ -86,7 +86,7 @@ class RestoreReport:
     key_source: str
     key_installed: bool
     keys: SealedReport
-    database: DatabaseReport | None
+    database: DatabaseFacts | None
     access: AccessCounts
     rebound_rows: int
     server_before: str
@@ -211,7 +211,7 @@ def restore(
 
 
 def _count_access(
-    staged: Home, database: DatabaseReport | None, server: "ServerRestore | None"
+    staged: Home, database: DatabaseFacts | None, server: "ServerRestore | None"
 ) -> AccessCounts:
     documents = read_documents(staged)
     files = count_access(documents, staged.database if database else None)
@@ -256,8 +256,8 @@ def _extract(
     paths: MemberPaths,
     progress: Progress | None,
     server: "ServerRestore | None",
-    recorded: DatabaseReport | None,
-) -> tuple[Extraction, DatabaseReport | None]:
+    recorded: DatabaseFacts | None,
+) -> tuple[Extraction, DatabaseFacts | None]:
     """Extract the requested members; examine the database while the others are written.
 
     Args:
@@ -265,7 +265,7 @@ def _extract(
     """
     parts = parse_parts(options)
     written: list[str] = []
-    started: list[Future[DatabaseReport]] = []
+    started: list[Future[DatabaseFacts]] = []
 
     with examination_thread() as examine:
 
@@ -305,7 +305,7 @@ def _reset_database_directory_time(reader: ArchiveReader, directory: Path) -> No
             beneath.set_times(directory / name, entry.mtime_ns)
 
 
-def _require_recorded_rows(report: DatabaseReport, reader: ArchiveReader) -> None:
+def _require_recorded_rows(report: DatabaseFacts, reader: ArchiveReader) -> None:
     """Check that the restored database has the rows that the manifest records."""
     recorded = reader.manifest.facts.get("database")
     differences = report.differences(recorded) if recorded else []

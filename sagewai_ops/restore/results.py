@@ -137,7 +137,7 @@ class RestoreResult(PlanResult):
             key_source=report.key_source,
             key_installed=report.key_installed,
             keys=report.keys,
-            database=report.database.facts if report.database else None,
+            database=report.database.record if report.database else None,
             database_check=report.database_check,
             sessions=access.sessions,
             api_tokens=access.api_tokens,

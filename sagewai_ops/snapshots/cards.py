@@ -99,7 +99,11 @@ def write_card(
     Args:
         key: Authenticates it; None without one.
     """
-    content, path = encode_card(card, key), card_path(archive)
+    write_record(card_path(archive), encode_card(card, key))
+
+
+def write_record(path: Path, content: bytes) -> None:
+    """Write a file of a snapshot directory or a remote place, or replace it."""
     if is_remote(path):
         path.store.put(path.member, content, replace=True)
     else:
@@ -120,13 +124,15 @@ def encode_unchanged(card: Mapping[str, Any]) -> bytes:
     return json.dumps(card, indent=1).encode() + b"\n"
 
 
-def is_authentic(card: Mapping[str, Any], keys: Sequence[AuthenticationKey]) -> bool:
-    """Return whether a metadata file has the HMAC of one of the keys."""
+def is_authentic(
+    card: Mapping[str, Any], keys: Sequence[AuthenticationKey], kind: str = CARD_KIND
+) -> bool:
+    """Return whether a metadata file, or a record of another kind, has the HMAC of a key."""
     mac, named = card.get("mac"), card.get("key_fingerprint")
     if not isinstance(mac, str) or not mac.isascii():
         return False
     for key in sorted(keys, key=lambda key: key.fingerprint != named) if len(keys) > 1 else keys:
-        if hmac.compare_digest(mac.encode(), key.record_mac(CARD_KIND, card).encode()):
+        if hmac.compare_digest(mac.encode(), key.record_mac(kind, card).encode()):
             return True
     return False
 

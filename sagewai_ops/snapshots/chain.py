@@ -6,7 +6,6 @@ neither remove a snapshot nor replace it by another without leaving a gap here.
 """
 
 import contextlib
-import hmac
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,10 +17,11 @@ from sagewai_ops.archive.authentication import AuthenticationKey, previous_id, p
 from sagewai_ops.archive.manifest import PLAIN_FORMAT_VERSION, Header
 from sagewai_ops.archive.open import open_archive, read_summary
 from sagewai_ops.errors import DamagedError, KeyMissingError, OpsError
-from sagewai_ops.fs import atomic, beneath
+from sagewai_ops.fs import beneath
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
+from sagewai_ops.snapshots.cards import is_authentic, write_record
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.trust import Trust, confirm
 
@@ -153,11 +153,7 @@ def record_absent(directory: Path, new: Mapping[str, int], trust: Trust) -> None
     document = {"version": 1, "removed": dict(removed)}
     document["mac"] = trust.keys[0].record_mac(_RECORD_KIND, document)
     content = json.dumps(document, indent=1).encode() + b"\n"
-    path = _record_path(directory, trust)
-    if is_remote(path):
-        path.store.put(path.member, content, replace=True)
-    else:
-        atomic.replace(path, content)
+    write_record(_record_path(directory, trust), content)
 
 
 def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
@@ -166,14 +162,10 @@ def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
         document: Any = json.loads(_read_record(_record_path(directory, trust)))
     except (OSError, ValueError, RecursionError):
         return {}
-    mac = document.get("mac") if isinstance(document, dict) else None
-    if not isinstance(mac, str) or not mac.isascii():
+    if not isinstance(document, dict) or not is_authentic(document, trust.keys, _RECORD_KIND):
         return {}
-    for key in trust.keys:
-        if hmac.compare_digest(mac.encode(), key.record_mac(_RECORD_KIND, document).encode()):
-            removed: dict[str, int] = document["removed"]
-            return removed
-    return {}
+    removed: dict[str, int] = document["removed"]
+    return removed
 
 
 def _read_record(path: Path) -> bytes:

@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +26,14 @@ Check = Literal["full", "quick"]
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:
-    """The record of a `DatabaseReport` in a manifest and in JSON.
+    """The properties of a database that no process uses, and its damage.
 
     Attributes:
-        integrity: Problems that SQLite reports, the first ones; else `ok`.
+        page_size: Bytes.
+        schema_level: Newest revision whose tables and columns are all present; "" if none.
+        schema_state: `Level.state` of `schema.sqlite_revision`.
+        integrity: Problems that SQLite reports; empty if undamaged, in a record `ok`.
+        foreign_key_violations: Number of rows with a broken reference.
         tables: Rows of each.
         check: Whether the indexes were compared with their tables (`full`), or not (`quick`).
         full_check_at: UTC, when the database of the home was last checked whole, at this snapshot
@@ -48,69 +52,34 @@ class DatabaseFacts:
     check: Check = "full"
     full_check_at: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class DatabaseReport:
-    """The properties of a database that no process uses, and its damage.
-
-    Attributes:
-        page_size: Bytes.
-        schema_level: Newest revision whose tables and columns are all present; "" if none.
-        schema_state: `Level.state` of `schema.sqlite_revision`.
-        integrity: Problems that SQLite reports; empty if undamaged.
-        foreign_key_violations: Number of rows with a broken reference.
-        counts: Rows of each table.
-        check, full_check_at: As `DatabaseFacts` has them.
-    """
-
-    page_size: int
-    page_count: int
-    schema_level: str
-    schema_state: str
-    unknown_tables: tuple[str, ...]
-    integrity: tuple[str, ...]
-    foreign_key_violations: int
-    foreign_key_tables: tuple[str, ...]
-    counts: Mapping[str, int] = field(default_factory=dict)
-    check: Check = "full"
-    full_check_at: str = ""
-
     @property
     def is_sound(self) -> bool:
         """Whether the checks found nothing."""
         return not self.integrity and not self.foreign_key_violations
 
     @property
-    def facts(self) -> DatabaseFacts:
-        """The record for a manifest."""
-        return DatabaseFacts(
-            page_size=self.page_size,
-            page_count=self.page_count,
-            schema_level=self.schema_level,
-            schema_state=self.schema_state,
-            unknown_tables=self.unknown_tables,
+    def record(self) -> "DatabaseFacts":
+        """What a manifest and JSON have of it: the first problems, or `ok`."""
+        return replace(
+            self,
             integrity=self.integrity[:_SHOWN] or _SOUND,
-            foreign_key_violations=self.foreign_key_violations,
             foreign_key_tables=self.foreign_key_tables[:_SHOWN],
-            tables=dict(self.counts),
-            check=self.check,
-            full_check_at=self.full_check_at,
         )
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Compare with the facts of a manifest; return one phrase for each difference."""
         known = recorded.get("tables", {})
         found = [
-            f"{table} has {self.counts.get(table, 'no')} rows, not {known.get(table, 'any')}"
-            for table in sorted({*known, *self.counts})
-            if known.get(table) != self.counts.get(table)
+            f"{table} has {self.tables.get(table, 'no')} rows, not {known.get(table, 'any')}"
+            for table in sorted({*known, *self.tables})
+            if known.get(table) != self.tables.get(table)
         ]
         if (self.integrity == ()) != (tuple(recorded.get("integrity", ())) == _SOUND):
             found.append(f"integrity check: {'; '.join(self.integrity[:1]) or 'ok'}")
         return found
 
 
-def recorded_report(facts: Mapping[str, Any]) -> DatabaseReport | None:
+def recorded_report(facts: Mapping[str, Any]) -> DatabaseFacts | None:
     """Return what the manifest of a snapshot records of the check when it was created.
 
     Args:
@@ -125,21 +94,7 @@ def recorded_report(facts: Mapping[str, Any]) -> DatabaseReport | None:
         found = msgspec.convert(facts.get("database"), DatabaseFacts)
     except msgspec.ValidationError:
         return None
-    if found.integrity != _SOUND:
-        return None
-    return DatabaseReport(
-        page_size=found.page_size,
-        page_count=found.page_count,
-        schema_level=found.schema_level,
-        schema_state=found.schema_state,
-        unknown_tables=found.unknown_tables,
-        integrity=(),
-        foreign_key_violations=found.foreign_key_violations,
-        foreign_key_tables=found.foreign_key_tables,
-        counts=found.tables,
-        check=found.check,
-        full_check_at=found.full_check_at,
-    )
+    return replace(found, integrity=()) if found.integrity == _SOUND else None
 
 
 def next_check(last: str, now: datetime) -> Check:
@@ -156,7 +111,7 @@ def next_check(last: str, now: datetime) -> Check:
     return "quick" if timedelta(0) <= age < FULL_CHECK_EVERY else "full"
 
 
-def dated(report: DatabaseReport, now: datetime, last: str) -> DatabaseReport:
+def dated(report: DatabaseFacts, now: datetime, last: str) -> DatabaseFacts:
     """Return a report with the time of the last full check: now, or `last`."""
     at = f"{now:%Y-%m-%dT%H:%M:%SZ}" if report.check == "full" else last
     return replace(report, full_check_at=at)
@@ -164,7 +119,7 @@ def dated(report: DatabaseReport, now: datetime, last: str) -> DatabaseReport:
 
 def examine_database(
     path: Path, progress: Progress | None = None, check: Check = "full"
-) -> DatabaseReport:
+) -> DatabaseFacts:
     """Check a database that no other process uses.
 
     Raises:
@@ -172,7 +127,7 @@ def examine_database(
     """
     level = read_schema_level(path)
     health = check_integrity(path, is_quick=check == "quick", progress=progress)
-    return DatabaseReport(
+    return DatabaseFacts(
         page_size=health.page_size,
         page_count=health.page_count,
         schema_level=level.revision,
@@ -181,13 +136,13 @@ def examine_database(
         integrity=health.integrity,
         foreign_key_violations=health.foreign_key_total,
         foreign_key_tables=tuple(sorted({violation.table for violation in health.foreign_keys})),
-        counts=health.counts,
+        tables=health.counts,
         check=check,
     )
 
 
 @contextlib.contextmanager
-def examination_thread() -> Iterator[Callable[[Path, Check], "Future[DatabaseReport]"]]:
+def examination_thread() -> Iterator[Callable[[Path, Check], "Future[DatabaseFacts]"]]:
     """Yield a function that checks a database in a thread; a failure of the block stops it."""
     stopping = threading.Event()
 

@@ -87,7 +87,7 @@ def write_mark(home: Home, directory: Path, mark: Mark, environment: Mapping[str
         places.pop(place, None)
         while len(places) >= _MOST_DIRECTORIES:
             places.pop(next(iter(places)))
-        places[place] = _as_json(changed)
+        places[place] = asdict(changed)
         with contextlib.suppress(OSError, OpsError):  # the snapshot is complete without it
             _write(path, {**document, "version": _VERSION, "directories": places}, home)
             written = True
@@ -231,10 +231,6 @@ def _copies_of(document: Mapping[str, Any]) -> list[Copy]:
 
 def _encode(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, indent=1).encode() + b"\n"
-
-
-def _as_json(mark: Mark) -> dict[str, Any]:
-    return asdict(mark)
 
 
 def _mark_of(document: Mapping[str, Any], place: str) -> Mark | None:

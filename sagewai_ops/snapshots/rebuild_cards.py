@@ -184,7 +184,9 @@ def _facts_of_archive(
     recorded, verified_at = (card.get(name) for name in ("archive_sha256", "verified_at"))
     needs_verification = recorded is None or verified_at is None
     # An archive that is hashed and verified is read twice.
-    sha256 = _sha256(snapshot.path, lambda done: count(done // 2 if needs_verification else done))
+    sha256 = archive_digest(
+        snapshot.path, _summed(lambda done: count(done // 2 if needs_verification else done))
+    )
     if recorded not in (None, sha256):
         raise DamagedError(f"{snapshot.path}: hash differs from the recorded one")
     try:
@@ -194,7 +196,11 @@ def _facts_of_archive(
                 raise DamagedError(origin.words)
             facts = read_card_facts(reader, snapshot.path)
             if needs_verification:
-                _verify(reader, lambda share: count(int(snapshot.size_bytes * (1 + share) / 2)))
+                total = max(reader.content_bytes, 1)
+                share = _summed(
+                    lambda done: count(int(snapshot.size_bytes * (1 + done / total) / 2))
+                )
+                reader.verify(on_bytes=share)
                 verified_at = f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
     except KeyMissingError:
         return {**_limited_facts(snapshot), "archive_sha256": sha256}, True, False
@@ -236,24 +242,13 @@ def _limited_facts(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _verify(reader: ArchiveReader, count: Callable[[float], None]) -> None:
-    """Compare every byte with the manifest; `count` receives the fraction done."""
+def _summed(report: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a callback that adds up bytes and reports their sum."""
     done = 0
 
-    def read(size_bytes: int) -> None:
+    def add(size_bytes: int) -> None:
         nonlocal done
         done += size_bytes
-        count(done / max(reader.content_bytes, 1))
+        report(done)
 
-    reader.verify(on_bytes=read)
-
-
-def _sha256(path: Path, count: Callable[[int], None]) -> str:
-    done = 0
-
-    def read(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        count(done)
-
-    return archive_digest(path, read)
+    return add

@@ -53,8 +53,7 @@ def find_reference(home: Home, directory: Path, trust: Trust) -> Reference | Non
 
 def _is_suspect(snapshot: Snapshot) -> bool:
     """Return whether damage was found in a snapshot, when it was created or in a drill."""
-    drill = snapshot.card.get("drill", {})
-    return snapshot.card.get("sound") is False or drill.get("outcome") == "failed"
+    return snapshot.card.get("sound") is False or snapshot.has_failed_drill
 
 
 def content_of(reader: ArchiveReader) -> Content:

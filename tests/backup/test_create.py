@@ -129,7 +129,7 @@ def test_copy_has_every_row_of_file_and_wal(tmp_path: Path, journal: str) -> Non
     assert not any("-wal" in name or "-shm" in name for name in _members(report))
     assert rows_of(copy) == rows_of(built.database)
     assert report.database is not None
-    assert {table: report.database.counts[table] for table in built.rows} == dict(built.rows)
+    assert {table: report.database.tables[table] for table in built.rows} == dict(built.rows)
 
 
 def test_odd_names_holes_and_links_are_stored(tmp_path: Path) -> None:

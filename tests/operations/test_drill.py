@@ -102,7 +102,7 @@ def test_a_home_that_sagewai_wrote_is_proved_and_neither_it_nor_the_archive_touc
     assert report.restored.keys.total
     assert not report.key_in_snapshot
     assert report.upgrade is not None
-    assert report.upgrade.rows_after == report.restored.database.counts  # type: ignore[union-attr]
+    assert report.upgrade.rows_after == report.restored.database.tables  # type: ignore[union-attr]
     assert (everything_of(root), archive.read_bytes()) == (before, content)
     assert left_beside(archive) == []
 

@@ -672,7 +672,7 @@ def test_the_gravest_code_of_several_is_returned() -> None:
     """As documented: damage before keys, before space, before findings, before what is open."""
 
     def output(*codes: int, warning: bool = False, strict: bool = False) -> int:
-        checks = [Check("x", Verdict.FAILED, "", error_code=code) for code in codes]
+        checks = [Check("x", Verdict.FAILED, "", exit_code=code) for code in codes]
         if warning:
             checks.append(Check("x", Verdict.WARNING, ""))
         return PreflightReport(Path(), tuple(checks), None, None, is_strict=strict).exit_code

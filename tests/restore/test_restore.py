@@ -54,7 +54,7 @@ from sagewai_ops.restore import restore as restoring
 from sagewai_ops.restore.access import count_access
 from sagewai_ops.restore.plan import RestoreOptions, plan_restore
 from sagewai_ops.restore.undo import undo_restore
-from sagewai_ops.snapshots.database_check import Check, DatabaseReport, examine_database
+from sagewai_ops.snapshots.database_check import Check, DatabaseFacts, examine_database
 from small_homes import everything_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
@@ -1061,7 +1061,7 @@ def test_database_is_checked_again_on_request_or_where_no_key_vouches_for_its_ha
     archive = snapshot_of(tmp_path / "home")
     examined = []
 
-    def examine(path: Path, progress: Progress, check: Check) -> DatabaseReport:
+    def examine(path: Path, progress: Progress, check: Check) -> DatabaseFacts:
         examined.append(path)
         return examine_database(path, progress, check)
 
