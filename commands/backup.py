@@ -6,23 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sagewai_ops.cli.command import Outcome, Run, command
-from sagewai_ops.cli.options import (
-    CONTENT,
-    DATABASE,
-    RUN,
-    SNAPSHOTS,
-    DryRunOption,
-    option,
-)
+from sagewai_ops.cli.options import CONTENT, DATABASE, RUN, SNAPSHOTS, DryRunOption, option
 from sagewai_ops.cli.plan import plan_outcome
 from sagewai_ops.cli.repository_options import find_mirror_directory
 from sagewai_ops.cli.terminal import Terminal
-from sagewai_ops.errors import (
-    EXIT_DONE,
-    EXIT_FINDINGS,
-    EXIT_INCOMPLETE,
-    UsageError,
-)
+from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE, UsageError
 from sagewai_ops.home.paths import Home
 from sagewai_ops.remote.path import parse_place
 from sagewai_ops.text import shell_word, size
@@ -114,8 +102,7 @@ def backup(
         ),
     ] = None,
     without_database: Annotated[
-        bool,
-        option(DATABASE, "--without-database", "Omit the database of a server.", hidden=True),
+        bool, option(DATABASE, "--without-database", "Omit the database of a server.", hidden=True)
     ] = False,
     exclude_table: Annotated[
         list[str] | None,
@@ -324,12 +311,7 @@ def backup(
         # No good snapshot is removed for one that is not good.
         is_good = code == EXIT_DONE
         retention = apply_rules(
-            run,
-            directory,
-            policy,
-            wait_seconds=wait,
-            all_paths=all_paths,
-            spares_good=not is_good,
+            run, directory, policy, wait_seconds=wait, all_paths=all_paths, spares_good=not is_good
         )
         if retention.result.applied and not is_good:
             retention = retention.without_good()
@@ -408,13 +390,7 @@ def _plan_prune(
     trust = trust_of(home, directory, options.key_environment)
     expected = expect_snapshot(home, directory, trust, options.tags)
     planned = prune(
-        home,
-        directory,
-        policy,
-        all_paths=all_paths,
-        dry_run=True,
-        expected=expected,
-        trust=trust,
+        home, directory, policy, all_paths=all_paths, dry_run=True, expected=expected, trust=trust
     )
     moved = [f"move snapshot {removed} to .trash, no rule keeps it" for removed in planned.removed]
     purged = [f"remove snapshot {removed} from .trash permanently" for removed in planned.purged]

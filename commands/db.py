@@ -292,12 +292,7 @@ def history(_run: Run) -> Outcome:
 
 
 @command("db check", CHECK, result=_CHECK, unattended=True)
-def check(
-    run: Run,
-    *,
-    database_options: DatabaseOptions,
-    wait: WriterWaitOption = 30.0,
-) -> Outcome:
+def check(run: Run, *, database_options: DatabaseOptions, wait: WriterWaitOption = 30.0) -> Outcome:
     """Check, render."""
     from sagewai_ops.database.url import PostgresUrl, resolve
     from sagewai_ops.schema.results import (

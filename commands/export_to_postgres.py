@@ -111,8 +111,7 @@ def export_to_postgres(
         bool, option(RUN, "--allow-live", "Export while Sagewai runs, as a rehearsal.")
     ] = False,
     resumable: Annotated[
-        bool,
-        option(RUN, "--resumable", "Send rows in parts, or continue after a failure."),
+        bool, option(RUN, "--resumable", "Send rows in parts, or continue after a failure.")
     ] = False,
     abandon: Annotated[
         bool, option(RUN, "--abandon", "Remove what an unfinished --resumable left.")
@@ -218,13 +217,7 @@ def _check_parts(*, resumable: bool, abandon: bool, others: dict[str, bool]) -> 
 
 
 def _abandon(
-    run: Run,
-    home: "Home",
-    target: "PostgresUrl",
-    work_dir: Path | None,
-    *,
-    plan: bool,
-    yes: bool,
+    run: Run, home: "Home", target: "PostgresUrl", work_dir: Path | None, *, plan: bool, yes: bool
 ) -> Outcome:
     """Show what an unfinished export left; confirm, remove, render."""
     from sagewai_ops.export.abandon import abandon
@@ -256,11 +249,7 @@ def _show_abandoned(terminal: Terminal, result: "ExportResult", *, plan: bool) -
 
 
 def _second_phase(
-    run: Run,
-    is_wanted: bool,
-    command: str | None,
-    wait: float | None,
-    compare: Compared | None,
+    run: Run, is_wanted: bool, command: str | None, wait: float | None, compare: Compared | None
 ) -> "LiveFirst | None":
     """Return the second phase of `--live-first`; None without it."""
     if not is_wanted:

@@ -69,10 +69,7 @@ def import_from_postgres(
     on_invalid: Annotated[
         Policy,
         option(
-            DATABASE,
-            "--on-invalid",
-            "Action for rows that SQLite cannot have.",
-            "fail|quarantine",
+            DATABASE, "--on-invalid", "Action for rows that SQLite cannot have.", "fail|quarantine"
         ),
     ] = Policy.FAIL,
     allow_live: Annotated[

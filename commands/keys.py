@@ -84,10 +84,7 @@ def show_fingerprint(
 
 @command("keys check", result="sagewai_ops.operations.check_keys:KeyCheckResult", unattended=True)
 def check(
-    run: Run,
-    *,
-    key_file: ExtraKeyOption = None,
-    database_options: DatabaseOptions,
+    run: Run, *, key_file: ExtraKeyOption = None, database_options: DatabaseOptions
 ) -> Outcome:
     """Check that every secret is encrypted and can be decrypted.
 

@@ -32,11 +32,7 @@ def replica_of(run: Run, flag: str, source: str, configuration: Path | None) -> 
     Raises:
         UsageError: It is something else, or the database is on a server.
     """
-    from sagewai_ops.database.sqlite.litestream import (
-        DEFAULT_CONFIGURATION,
-        Replica,
-        parse_source,
-    )
+    from sagewai_ops.database.sqlite.litestream import DEFAULT_CONFIGURATION, Replica, parse_source
     from sagewai_ops.home.server_record import server_name
 
     home, environment = run.home(), run.settings.environment

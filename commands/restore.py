@@ -123,17 +123,11 @@ def restore(
     snapshots: SnapshotsOption = None,
     database_url: Annotated[
         str | None,
-        option(
-            DATABASE,
-            "--database-url",
-            "Database to restore to, or --url-file FILE.",
-            "URL",
-        ),
+        option(DATABASE, "--database-url", "Database to restore to, or --url-file FILE.", "URL"),
     ] = None,
     url_file: HiddenUrlFileOption = None,
     without_database: Annotated[
-        bool,
-        option(DATABASE, "--without-database", "Restore files, not the database of a server."),
+        bool, option(DATABASE, "--without-database", "Restore files, not the database of a server.")
     ] = False,
     to_sqlite: Annotated[
         bool, option(DATABASE, "--to-sqlite", "Restore it to the SQLite file of the home.")
@@ -141,10 +135,7 @@ def restore(
     database_from: Annotated[
         str | None,
         option(
-            DATABASE,
-            "--database-from",
-            "From a replica instead: litestream[:TIMESTAMP].",
-            "SOURCE",
+            DATABASE, "--database-from", "From a replica instead: litestream[:TIMESTAMP].", "SOURCE"
         ),
     ] = None,
     litestream_config: LitestreamConfigOption = None,

@@ -113,8 +113,7 @@ class ContainerOptions(NamedTuple):
         ),
     ] = None
     credentials: Annotated[
-        Path | None,
-        option(None, "--credentials", "Credentials of the remote place.", "FILE"),
+        Path | None, option(None, "--credentials", "Credentials of the remote place.", "FILE")
     ] = None
 
 
@@ -228,11 +227,7 @@ def _outside(to: Path | None) -> Path | None:
     return None if to == Path(SNAPSHOTS) else to
 
 
-def _image(
-    plan: Any,
-    options: ContainerOptions,
-    to: Path | None,
-) -> Any:
+def _image(plan: Any, options: ContainerOptions, to: Path | None) -> Any:
     """Return the image and what its containers need besides the options of `backup`.
 
     Raises:

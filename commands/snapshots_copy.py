@@ -36,16 +36,13 @@ def copy(
     run: Run,
     *,
     source: Annotated[
-        Path,
-        typer.Argument(metavar="FROM", help="Directory or URL.", parser=parse_place),
+        Path, typer.Argument(metavar="FROM", help="Directory or URL.", parser=parse_place)
     ],
     target: Annotated[
-        Path,
-        typer.Argument(metavar="TO", help="Directory or URL.", parser=parse_place),
+        Path, typer.Argument(metavar="TO", help="Directory or URL.", parser=parse_place)
     ],
     newest: Annotated[
-        int | None,
-        option(SNAPSHOTS, "--newest", "Copy the N newest (default: 1).", "N", min=1),
+        int | None, option(SNAPSHOTS, "--newest", "Copy the N newest (default: 1).", "N", min=1)
     ] = None,
     everything: Annotated[
         bool, option(SNAPSHOTS, "--all", "Copy all snapshots of the home.")
@@ -141,9 +138,7 @@ def copy(
     total = size(sum(item.archive_bytes for item in result.copied))
     summary = f"{len(result.copied)} snapshots, {total}, copied to {result.target}"
     return Outcome(
-        result,
-        lambda terminal: terminal.line(summary, style="green"),
-        warnings=result.warnings,
+        result, lambda terminal: terminal.line(summary, style="green"), warnings=result.warnings
     )
 
 

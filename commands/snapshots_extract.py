@@ -52,8 +52,7 @@ def extract(
         ),
     ] = None,
     to: Annotated[
-        Path,
-        typer.Option("--to", metavar="DIR", help="Target directory, new or empty; required."),
+        Path, typer.Option("--to", metavar="DIR", help="Target directory, new or empty; required.")
     ],
     snapshots: SnapshotsOption = None,
     opening: OpeningOptions,

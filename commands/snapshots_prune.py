@@ -50,8 +50,7 @@ def prune(
     keep: KeepOptions,
     any_place: AllPaths = False,
     reclaim: Annotated[
-        bool,
-        option(RETENTION, "--reclaim", "Remove data of a repository that no snapshot needs."),
+        bool, option(RETENTION, "--reclaim", "Remove data of a repository that no snapshot needs.")
     ] = False,
     password: RepositoryPassword,
     dry_run: DryRunOption = False,

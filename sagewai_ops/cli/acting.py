@@ -224,10 +224,7 @@ def _find_owner(
     with contextlib.suppress(OSError):  # a link of another user leads to it
         directory = resolve_given_path(snapshots, owner=0) if snapshots else None
         directories = (directory,) if directory and is_roots_alone(directory) else ()
-    grant = Grant(
-        directories=directories,
-        files=frozenset(_files_of(options)),
-    )
+    grant = Grant(directories=directories, files=frozenset(_files_of(options)))
     return account_of(uid, gid), grant
 
 

@@ -22,12 +22,7 @@ import typer
 from sagewai_ops.cli import acting, key_commands
 from sagewai_ops.cli.json_results import to_json
 from sagewai_ops.cli.options import CHANGES, GLOBAL, REPOSITORY, UNATTENDED, find_global
-from sagewai_ops.cli.parameters import (
-    as_parameters,
-    complete,
-    expand_groups,
-    group_options,
-)
+from sagewai_ops.cli.parameters import as_parameters, complete, expand_groups, group_options
 from sagewai_ops.cli.parser import Command, Group
 from sagewai_ops.cli.repository_options import repository_options, with_repository
 from sagewai_ops.cli.settings import Settings
@@ -192,10 +187,7 @@ def _callback(declared: Declared) -> Callable[..., int]:
             given = {}  # a dry run is no run to report
         settings = read_settings(context)
         terminal = Terminal(
-            quiet=settings.quiet,
-            verbose=settings.verbose,
-            json=settings.json,
-            debug=settings.debug,
+            quiet=settings.quiet, verbose=settings.verbose, json=settings.json, debug=settings.debug
         )
         try:
             settings = with_repository(settings, terminal, {**named, **options})
@@ -243,11 +235,7 @@ def command_group(name: str, text: str) -> typer.Typer:
 
 
 def add_global_options(
-    group: typer.Typer,
-    text: str,
-    *,
-    variables: list[Variables] | None,
-    **more: tuple[Any, Any],
+    group: typer.Typer, text: str, *, variables: list[Variables] | None, **more: tuple[Any, Any]
 ) -> None:
     """Make the program or a group accept the global options, for the command to read.
 

@@ -23,9 +23,7 @@ COMMANDS = {
         "drill": "Prove that a snapshot can be restored.",
         "preflight": "Check everything before an upgrade.",
     },
-    "Keys": {
-        "keys": "Identify, check, escrow and rotate the master key.",
-    },
+    "Keys": {"keys": "Identify, check, escrow and rotate the master key."},
     "Database": {
         "db": "Show, check and change the schema of the database.",
         "export-to-postgres": "Move the database of a home to PostgreSQL.",

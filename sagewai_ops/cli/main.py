@@ -248,9 +248,7 @@ def _configured(words: Sequence[str]) -> "tuple[Settings, dict[str, Any]]":
     found = Configuration()
     if not is_only_asked:
         found = read(
-            _named(words, "--config"),
-            os.environ,
-            lambda: typer.main.get_command(build_app()),
+            _named(words, "--config"), os.environ, lambda: typer.main.get_command(build_app())
         )
     missing = {name: text for name, text in found.environment.items() if not os.environ.get(name)}
     environment = {**os.environ, **missing}

@@ -61,8 +61,7 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", help="Print summaries and notes without a terminal too."),
+    bool, typer.Option("--verbose", "-v", help="Print summaries and notes without a terminal too.")
 ]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Log steps and timings on stderr, without secrets.")

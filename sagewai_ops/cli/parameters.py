@@ -22,9 +22,7 @@ def as_parameters(options: Mapping[str, tuple[Any, Any]]) -> list[inspect.Parame
     ]
 
 
-def expand_groups(
-    function: Callable[..., Any],
-) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+def expand_groups(function: Callable[..., Any]) -> tuple[list[inspect.Parameter], dict[str, Any]]:
     """Return the options of a command's function, without its first parameter, the run.
 
     Returns:

@@ -58,11 +58,7 @@ class Inventory:
 
 
 def read_inventory(
-    home: Home,
-    environment: Mapping[str, str],
-    *,
-    insists: bool = False,
-    only_sealed: bool = False,
+    home: Home, environment: Mapping[str, str], *, insists: bool = False, only_sealed: bool = False
 ) -> Inventory:
     """Read the inventory of a home, live or not.
 
@@ -105,10 +101,7 @@ def read_inventory(
                 raise
             unread[home.server_url_variable] = error.message
     return Inventory(
-        values=tuple(values),
-        plaintext=tuple(plaintext),
-        unread=unread,
-        unreadable=unreadable,
+        values=tuple(values), plaintext=tuple(plaintext), unread=unread, unreadable=unreadable
     )
 
 

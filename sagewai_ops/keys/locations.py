@@ -34,10 +34,7 @@ PROVIDER_KEYS = frozenset(
 )
 # The keys at the top of a notification channel.
 CHANNEL_KEYS = frozenset(
-    (
-        *("webhook_url", "email_api_key", "smtp_password", "api_key", "token", "secret"),
-        "password",
-    )
+    (*("webhook_url", "email_api_key", "smtp_password", "api_key", "token", "secret"), "password")
 )
 CHANNEL_KIND = "notification_channel"
 

@@ -15,11 +15,7 @@ from enum import Enum
 
 from sagewai_ops.database.sqlite.read_transaction import in_utf8, quoted, utf8_rows
 from sagewai_ops.database.sqlite.schema_objects import stored_columns
-from sagewai_ops.home.state_files import (
-    ADMIN_STATE_NAME,
-    CONNECTIONS_NAME,
-    PROFILES_NAME,
-)
+from sagewai_ops.home.state_files import ADMIN_STATE_NAME, CONNECTIONS_NAME, PROFILES_NAME
 from sagewai_ops.keys.locations import (
     CHANNEL_KEYS,
     CHANNEL_KIND,

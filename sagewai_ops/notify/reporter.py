@@ -20,12 +20,7 @@ from sagewai_ops.fs.given_files import decode_given, open_given_file, read_given
 from sagewai_ops.fs.os_errors import from_os_error
 from sagewai_ops.notify.failures import record_failure, take_failure
 from sagewai_ops.notify.healthcheck import Event, check_url, describe_host, ping
-from sagewai_ops.notify.notification import (
-    build_message,
-    check_notify_url,
-    describe_target,
-    send,
-)
+from sagewai_ops.notify.notification import build_message, check_notify_url, describe_target, send
 from sagewai_ops.notify.prometheus import extract_figures, write_metrics
 from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable

@@ -43,12 +43,7 @@ from sagewai_ops.fs import beneath, locks
 from sagewai_ops.fs.capabilities import is_of_place, stores_modes
 from sagewai_ops.fs.tempdirs import Keep
 from sagewai_ops.home.paths import Home, locate
-from sagewai_ops.home.state_files import (
-    document_damage,
-    document_name,
-    in_use,
-    read_documents,
-)
+from sagewai_ops.home.state_files import document_damage, document_name, in_use, read_documents
 from sagewai_ops.operations.drill_database import (
     DrillServer,
     ServerDrill,
@@ -167,8 +162,7 @@ def drill(archive: Path, options: DrillOptions, *, progress: Progress | None = N
     except OpsError as error:
         if is_of_place(error):
             raise OpsError(
-                f"{error.message}; not recorded, {directory} may be the cause",
-                hint=_OTHER_PLACE,
+                f"{error.message}; not recorded, {directory} may be the cause", hint=_OTHER_PLACE
             ) from error
         is_encrypted = archive.name.endswith(".age")
         if isinstance(error, KeyMissingError) and is_encrypted and options.decryption is None:

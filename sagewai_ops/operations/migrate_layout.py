@@ -80,11 +80,7 @@ class LayoutReport:
 
 
 def migrate_layout(
-    home: Home,
-    environment: Mapping[str, str],
-    *,
-    dry_run: bool = False,
-    wait_seconds: float = 0.0,
+    home: Home, environment: Mapping[str, str], *, dry_run: bool = False, wait_seconds: float = 0.0
 ) -> LayoutReport:
     """Move the legacy files of a home to their directories.
 

@@ -19,12 +19,7 @@ from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.database.postgres.sessions import require_home_unused
 from sagewai_ops.database.sqlite.companions import find_companions
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import (
-    DifferenceError,
-    KeyMissingError,
-    OpsError,
-    UsageError,
-)
+from sagewai_ops.errors import DifferenceError, KeyMissingError, OpsError, UsageError
 from sagewai_ops.fs import atomic, locks
 from sagewai_ops.fs.journal import LeftValue
 from sagewai_ops.home.companions import removal_note

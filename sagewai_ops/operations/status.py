@@ -18,12 +18,7 @@ from sagewai_ops.export.workdir import directory_of
 from sagewai_ops.fs.free_space import free_bytes
 from sagewai_ops.home.paths import PARTS, Home, Layout, layout_of, require
 from sagewai_ops.home.server_record import PLACE, read_server_record
-from sagewai_ops.home.state_files import (
-    Document,
-    document_name,
-    parse_document,
-    read_documents,
-)
+from sagewai_ops.home.state_files import Document, document_name, parse_document, read_documents
 from sagewai_ops.keys.candidates import Candidate, KeyState, describe_keys, find_candidates
 from sagewai_ops.keys.inventory import read_inventory
 from sagewai_ops.keys.trial_decryption import SealedReport, open_all
@@ -309,9 +304,7 @@ def _warn_of_keys(candidates: Iterable[Candidate]) -> Iterator[str]:
 
 
 def _try_keys(
-    home: Home,
-    environment: Mapping[str, str],
-    candidates: Sequence[Candidate],
+    home: Home, environment: Mapping[str, str], candidates: Sequence[Candidate]
 ) -> SealedReport:
     """Try the keys, if everything is readable; what is not is a warning already."""
     if any(_find_unreadable(home)):

@@ -22,12 +22,7 @@ from sagewai_ops.records import dataclass
 
 # Access lists of other kinds: NFS version 4, Samba's and Windows' on their file systems.
 _UNKNOWN_LIST = re.compile(r"system\.(nfs4_acl|nfs4acl_xdr|richacl|cifs_acl|ntfs_acl)")
-_ROOT_MAY_OWN = (
-    EntryKind.OWN,
-    EntryKind.OWN_DIRECTORY,
-    EntryKind.SNAPSHOT,
-    EntryKind.SNAPSHOTS,
-)
+_ROOT_MAY_OWN = (EntryKind.OWN, EntryKind.OWN_DIRECTORY, EntryKind.SNAPSHOT, EntryKind.SNAPSHOTS)
 _TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 
 

@@ -16,13 +16,7 @@ from pathlib import Path
 
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.volumes import LOST_AND_FOUND, is_lost_and_found, names_in
-from sagewai_ops.home.paths import (
-    DATABASE,
-    LEGACY_PLACES,
-    SIDECAR_SUFFIXES,
-    Home,
-    require,
-)
+from sagewai_ops.home.paths import DATABASE, LEGACY_PLACES, SIDECAR_SUFFIXES, Home, require
 from sagewai_ops.permissions.attributes import entry_state, open_directory, read_key_length
 from sagewai_ops.permissions.entry_kinds import (
     COPIED_NAMES,

@@ -109,11 +109,7 @@ def _start(
 ) -> "subprocess.Popen[bytes]":
     try:
         return subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
+            words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     except OSError as error:
         kind = next((ours for theirs, ours in _ERRORS.items() if isinstance(error, theirs)), None)

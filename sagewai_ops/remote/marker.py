@@ -98,8 +98,7 @@ def read_marker(store: Store) -> Marker | None:
         return _parse(document)
     except (ValueError, TypeError, KeyError, RecursionError):
         raise DamagedError(
-            f"{where}: not a marker",
-            hint=f"sagewai-ops remote check {shell_word(store.address)}",
+            f"{where}: not a marker", hint=f"sagewai-ops remote check {shell_word(store.address)}"
         ) from None
 
 

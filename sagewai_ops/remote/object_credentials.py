@@ -128,9 +128,7 @@ def _read_credentials_file(
         known[key]: value for key, value in sections.items(names[0]) if key in known and value
     }
     if not values:
-        raise UsageError(
-            f"credentials file {path}: [{names[0]}] has none of {', '.join(known)}",
-        )
+        raise UsageError(f"credentials file {path}: [{names[0]}] has none of {', '.join(known)}")
     return values
 
 

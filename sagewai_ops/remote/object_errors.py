@@ -9,12 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sagewai_ops.errors import (
-    NotFoundError,
-    OpsError,
-    PermissionDeniedError,
-    RemoteError,
-)
+from sagewai_ops.errors import NotFoundError, OpsError, PermissionDeniedError, RemoteError
 from sagewai_ops.text import printable
 
 _MOST_CHARACTERS = 300

@@ -82,10 +82,7 @@ class ObjectStore:
     """
 
     def __init__(
-        self,
-        address: Address,
-        environment: Mapping[str, str],
-        patience: Patience | None = None,
+        self, address: Address, environment: Mapping[str, str], patience: Patience | None = None
     ) -> None:
         self._library = import_library()
         self._address = address

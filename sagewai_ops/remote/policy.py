@@ -44,11 +44,7 @@ def advise(address: Address) -> Advice:
 def _s3(address: Address) -> Advice:
     arn = f"arn:aws:s3:::{address.bucket}"
     prefix = f"{address.prefix}/" if address.prefix else ""
-    listing: dict[str, Any] = {
-        "Effect": "Allow",
-        "Action": ["s3:ListBucket"],
-        "Resource": arn,
-    }
+    listing: dict[str, Any] = {"Effect": "Allow", "Action": ["s3:ListBucket"], "Resource": arn}
     if prefix:
         listing["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
     objects = {
@@ -76,10 +72,7 @@ def _s3(address: Address) -> Advice:
 
 
 def _gs(address: Address) -> Advice:
-    rule = {
-        "action": {"type": "AbortIncompleteMultipartUpload"},
-        "condition": {"age": _DAYS},
-    }
+    rule = {"action": {"type": "AbortIncompleteMultipartUpload"}, "condition": {"age": _DAYS}}
     lifecycle = _compact({"rule": [rule]})
     permissions = ("storage.objects.list", "storage.objects.get", "storage.objects.create")
     uploads = ("storage.multipartUploads.create", "storage.multipartUploads.abort")

@@ -283,10 +283,7 @@ class SftpStore:
             count: In bytes; None for the size that the server states.
         """
         path = self._path(name)
-        handle = self._call(
-            name,
-            lambda channel: open_file(channel, path, sftp_protocol.READ),
-        )
+        handle = self._call(name, lambda channel: open_file(channel, path, sftp_protocol.READ))
         reader = Reader(handle, offset)
         try:
             if count is None:

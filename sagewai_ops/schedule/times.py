@@ -78,8 +78,7 @@ def parse_jitter(text: str, every: Every) -> int:
     seconds = _seconds(text)
     if not seconds or seconds * 2 >= every.period_seconds:
         raise UsageError(
-            f"--jitter {text}: not a duration shorter than half of the period",
-            hint="--jitter 15m",
+            f"--jitter {text}: not a duration shorter than half of the period", hint="--jitter 15m"
         )
     return seconds
 

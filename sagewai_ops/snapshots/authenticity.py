@@ -76,11 +76,7 @@ def read_origin(
 
 
 def require_origin(
-    reader: ArchiveReader,
-    path: Path,
-    keys: Sequence[AuthenticationKey],
-    *,
-    authentic: bool = False,
+    reader: ArchiveReader, path: Path, keys: Sequence[AuthenticationKey], *, authentic: bool = False
 ) -> Origin:
     """Return the origin of an open snapshot that is not forged.
 

@@ -85,10 +85,7 @@ class SnapshotDiff:
 
 
 def compare_snapshots(
-    first: Path,
-    second: Path,
-    decryption: Decryption | None,
-    keys: Sequence[AuthenticationKey] = (),
+    first: Path, second: Path, decryption: Decryption | None, keys: Sequence[AuthenticationKey] = ()
 ) -> SnapshotDiff:
     """Compare two snapshots by their manifests.
 

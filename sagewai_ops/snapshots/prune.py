@@ -16,13 +16,7 @@ from sagewai_ops.home.paths import Home
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
-from sagewai_ops.snapshots.catalog import (
-    Snapshot,
-    archive_name,
-    list_snapshots,
-    match_id,
-    new_id,
-)
+from sagewai_ops.snapshots.catalog import Snapshot, archive_name, list_snapshots, match_id, new_id
 from sagewai_ops.snapshots.chain import record_removed
 from sagewai_ops.snapshots.ownership import (
     Owner,

@@ -100,8 +100,7 @@ def read_card_facts(reader: ArchiveReader, archive: Path) -> dict[str, Any]:
     """Return the facts of an open archive for its metadata file, without hash and results."""
     content = content_of(reader)
     sizes = array(
-        "Q",
-        (item.size_bytes for item in reader.manifest.entries if item.type is EntryType.FILE),
+        "Q", (item.size_bytes for item in reader.manifest.entries if item.type is EntryType.FILE)
     )
     return {
         "archive": archive.name,
@@ -209,10 +208,7 @@ def _facts_of_archive(
 
 
 def _write(
-    archive: Path,
-    facts: Mapping[str, Any],
-    keys: Sequence[AuthenticationKey],
-    wait_seconds: float,
+    archive: Path, facts: Mapping[str, Any], keys: Sequence[AuthenticationKey], wait_seconds: float
 ) -> None:
     with contextlib.ExitStack() as stack:
         if not is_remote(archive):

@@ -84,10 +84,7 @@ def _is_private(directory: Path) -> bool:
 
 @contextlib.contextmanager
 def scratch_directory(
-    directory: Path,
-    link_directory: Path | None = None,
-    *,
-    keep: Keep | None = None,
+    directory: Path, link_directory: Path | None = None, *, keep: Keep | None = None
 ) -> Iterator[Path]:
     """Create a scratch directory for the block.
 
