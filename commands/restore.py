@@ -1,7 +1,6 @@
 """`restore`: bring a home back from a snapshot, or take that back."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +26,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     SnapshotsOption,
     with_limits,
 )
-from .snapshot_argument import find_path, is_piped  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_named, is_piped  # noqa: TID251 - a neighbour
 
 if TYPE_CHECKING:
     from sagewai_ops.restore.results import NotConverted, PlanResult, RestoreResult
@@ -217,23 +216,8 @@ def restore(
         install_key=key_file,
         url_file=url_file,
     )
-    archive = STANDARD_INPUT if piped else find_path(run, snapshot or "", snapshots)
-    options = RestoreOptions(
-        decryption=opening.read(run),
-        replace=replace,
-        only=_parts(only or []),
-        key_file=key_file,
-        without_key=without_key,
-        revoke_sessions=revoke_sessions,
-        rebind_fleet=rebind_fleet,
-        same_owner=same_owner,
-        wait_seconds=wait,
-        key_home=home,
-        key_environment=environment,
-        require_authentic=require_authentic,
-        is_latest=snapshot == "latest",
-        allow_rollback=allow_rollback,
-    )
+    archive = STANDARD_INPUT if piped else find_named(run, snapshot or "", snapshots)[0]
+    decryption, parts = opening.read(run), _parts(only or [])
     target = locate(to, environment) if to else home
     if to and target.root != home.root and target.root.is_relative_to(home.root):
         raise UsageError(
@@ -245,8 +229,21 @@ def restore(
     if not (without_database or to_sqlite) and (to is None or database_url or url_file):
         # With --to, the variables name the database of the home, not that of the target.
         server = resolve(environment, target.database)
-    options = dataclasses.replace(
-        options,
+    options = RestoreOptions(
+        decryption=decryption,
+        replace=replace,
+        only=parts,
+        key_file=key_file,
+        without_key=without_key,
+        revoke_sessions=revoke_sessions,
+        rebind_fleet=rebind_fleet,
+        same_owner=same_owner,
+        wait_seconds=wait,
+        key_home=home,
+        key_environment=environment,
+        require_authentic=require_authentic,
+        is_latest=snapshot == "latest",
+        allow_rollback=allow_rollback,
         server=server if isinstance(server, PostgresUrl) else None,
         requires_server=not without_database and not sqlite,
         to_sqlite=to_sqlite,

@@ -8,28 +8,9 @@ import typer
 from sagewai_ops.cli.command import Run
 from sagewai_ops.errors import UsageError
 
-from .shared_options import OpeningOptions  # noqa: TID251 - a neighbour
-
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT|latest", help="An id, the beginning of an id, or a path.")
 ]
-
-
-def find_archive(
-    run: Run,
-    snapshot: str,
-    snapshots: Path | None,
-    opening: OpeningOptions,
-    *,
-    or_newest: bool = False,
-) -> tuple[Path, Any]:
-    """Return the path of an archive, and the keys that decrypt it.
-
-    Args:
-        or_newest: As for `catalog.find_snapshot`, for a command that only shows what it finds.
-    """
-    path, _skipped = find_named(run, snapshot, snapshots, or_newest=or_newest)
-    return path, opening.read(run)
 
 
 def is_piped(snapshot: str | None, **files: Any) -> bool:
@@ -57,17 +38,15 @@ def is_piped(snapshot: str | None, **files: Any) -> bool:
     return True
 
 
-def find_path(run: Run, snapshot: str, snapshots: Path | None) -> Path:
-    """Return the path of the snapshot that the user names."""
-    return find_named(run, snapshot, snapshots)[0]
-
-
 def find_named(
     run: Run, snapshot: str, snapshots: Path | None, *, or_newest: bool = False
 ) -> tuple[Path, tuple[Any, ...]]:
     """Return the path of the snapshot that the user names, and the newer ones that it skips.
 
     Each skipped one is reported as a warning.
+
+    Args:
+        or_newest: As for `catalog.find_snapshot`, for a command that only shows what it finds.
     """
     from sagewai_ops.snapshots import catalog
     from sagewai_ops.snapshots.trust import confirm, ids_at_place, trust_of

@@ -10,7 +10,7 @@ from sagewai_ops.errors import UsageError
 from sagewai_ops.text import shell_word, size
 
 from .shared_options import OpeningOptions, SnapshotsOption  # noqa: TID251 - a neighbour
-from .snapshot_argument import find_path, origin_keys  # noqa: TID251 - a neighbour
+from .snapshot_argument import find_named, origin_keys  # noqa: TID251 - a neighbour
 
 HELP = """Show the differences between two snapshots.
 
@@ -57,7 +57,7 @@ def diff(
         ids = ids_at_place(home, list_snapshots(directory), trust)
         pair = latest_two(directory, ids, lambda found: confirm(directory, found, trust))
     else:
-        pair = (find_path(run, first, snapshots), find_path(run, second, snapshots))
+        pair = (find_named(run, first, snapshots)[0], find_named(run, second, snapshots)[0])
     result = compare_snapshots(*pair, opening.read(run), origin_keys(run))
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 

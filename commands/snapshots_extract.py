@@ -19,7 +19,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
-    find_archive,
+    find_named,
     origin_keys,
 )
 
@@ -75,7 +75,8 @@ def extract(
     from sagewai_ops.restore.extract_files import extract_files
 
     run = with_limits(run, None, limit_download)
-    path, decryption = find_archive(run, snapshot, snapshots, opening)
+    path = find_named(run, snapshot, snapshots)[0]
+    decryption = opening.read(run)
     with run.terminal.progress() as progress:
         extraction = extract_files(
             path,

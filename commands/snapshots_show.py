@@ -15,7 +15,7 @@ from .shared_options import (  # noqa: TID251 - a neighbour
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
     SnapshotArgument,
-    find_archive,
+    find_named,
     origin_keys,
 )
 from .snapshots_list import check_of, drill_result, state_of  # noqa: TID251 - a neighbour
@@ -50,8 +50,8 @@ def show(
     """
     from sagewai_ops.backup.snapshot_content import read_content
 
-    path, decryption = find_archive(run, snapshot, snapshots, opening, or_newest=True)
-    keys = origin_keys(run, extra_key)
+    path = find_named(run, snapshot, snapshots, or_newest=True)[0]
+    decryption, keys = opening.read(run), origin_keys(run, extra_key)
     result = read_content(path, decryption, keys, with_members=files)
     return Outcome(result, lambda terminal: _show(terminal, result), always=True)
 

@@ -19,7 +19,6 @@ from .shared_options import (  # noqa: TID251 - a neighbour
     with_limits,
 )
 from .snapshot_argument import (  # noqa: TID251 - a neighbour
-    find_archive,
     find_named,
     origin_keys,
 )
@@ -78,16 +77,15 @@ def verify(
     from sagewai_ops.snapshots.mark import read_mark
     from sagewai_ops.snapshots.verify import verify_snapshot
 
+    path = find_named(run, snapshot, snapshots, or_newest=True)[0]
     if by_hash:
         from sagewai_ops.snapshots.verify import verify_hash
 
-        path = find_named(run, snapshot, snapshots, or_newest=True)[0]
         with run.terminal.progress() as progress:
             hashed = verify_hash(path, origin_keys(run, extra_key), progress=progress)
         text = f"snapshot {hashed.id}: its hash is the recorded one; {hashed.authenticity}"
         return Outcome(hashed, lambda terminal: terminal.line(text, style="green"))
-    path, decryption = find_archive(run, snapshot, snapshots, opening, or_newest=True)
-    keys = origin_keys(run, extra_key)
+    decryption, keys = opening.read(run), origin_keys(run, extra_key)
     is_latest = snapshot == "latest"
     mark = read_mark(run.home(), path.parent, run.settings.environment) if is_latest else None
     with run.terminal.progress() as progress:

@@ -97,8 +97,8 @@ class DebugLog:
                 self.line(f"at {frame.filename}:{frame.lineno} in {frame.name}")
             cause = cause.__cause__ or cause.__context__
 
-    def progress(self, report: Progress | None) -> Progress:
-        """Return a callback that logs the stages, and passes them on."""
+    def progress(self) -> Progress:
+        """Return a callback that logs the stages."""
         started: dict[str, float] = {}
 
         def logged(stage: str, done: int, total: int) -> None:
@@ -107,8 +107,6 @@ class DebugLog:
                 self.line(f"{stage}: started, {total} to do")
             if total and done == total:
                 self.line(f"{stage}: {done} done in {time.monotonic() - started[stage]:.3f} s")
-            if report:
-                report(stage, done, total)
 
         return logged
 

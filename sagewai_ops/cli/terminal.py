@@ -210,7 +210,7 @@ class Terminal:
     def progress(self) -> Iterator[Progress | None]:
         """Yield a callback that draws progress bars on stderr, or None without a terminal."""
         if self.quiet or self.json or self.log or not _is_rich(self._err):
-            yield self.log.progress(None) if self.log else None
+            yield self.log.progress() if self.log else None
             return
         bars = _Bars(self._err)
         try:
@@ -233,7 +233,6 @@ class _Bars:
         self._began = self._drawn = time.monotonic()
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
-        self._totals: dict[str, int] = {}
         self._progress: object = None
 
     def report(self, stage: str, done: int, total: int) -> None:

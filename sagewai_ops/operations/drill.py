@@ -46,8 +46,9 @@ from sagewai_ops.home.paths import Home, locate
 from sagewai_ops.home.state_files import document_damage, document_name, in_use, read_documents
 from sagewai_ops.operations.drill_database import (
     DrillServer,
-    ServerDrill,
+    ServerDrillResult,
     check_sequences,
+    describe_server_drill,
     hide_private_url,
     open_drill_server,
     upgrade_server,
@@ -312,10 +313,12 @@ class _DrillRun:
         inspection = self.check_permissions(home)
         self.next_stage("upgrade")
         upgraded = self.upgrade(home, restored, progress)
-        on_server = None
-        if server.url:
+        on_server: ServerDrillResult | None = None
+        if server.url and facts:
             migration, broken = upgrade_server(server.url, progress)
-            on_server = ServerDrill(version, server.is_private, migration)
+            on_server = describe_server_drill(
+                facts, version, migration, is_private=server.is_private
+            )
             for text in broken:
                 self.add_finding("upgrade", hide_private_url(text))
         self.next_stage("")

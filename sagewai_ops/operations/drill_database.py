@@ -76,18 +76,43 @@ class DrillServer:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerDrill:
-    """The database of a server, restored and checked.
+class ServerDrillResult:
+    """The database of a server, as it was restored to the server of the drill.
 
     Attributes:
-        version: Of the server of the drill.
-        is_private: Whether this run started it.
-        migration: The upgrade to the head; None if it was created without revisions.
+        version: Of the drill's server.
+        private: Whether this run started it.
+        before, after: The revisions.
     """
 
     version: str
-    is_private: bool
-    migration: Migration | None
+    private: bool
+    tables: int
+    rows: int
+    sequences: int
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    ran: tuple[str, ...]
+
+
+def describe_server_drill(
+    facts: ServerFacts, version: str, migration: Migration | None, *, is_private: bool
+) -> ServerDrillResult:
+    """Return the result of a drill on a server.
+
+    Args:
+        migration: The upgrade to the head; None if it was created without revisions.
+    """
+    return ServerDrillResult(
+        version=version,
+        private=is_private,
+        tables=len(facts.tables),
+        rows=facts.rows,
+        sequences=len(facts.sequences),
+        before=migration.before if migration else facts.revision,
+        after=migration.after if migration else facts.revision,
+        ran=migration.ran if migration else (),
+    )
 
 
 def hide_private_url(message: str) -> str:

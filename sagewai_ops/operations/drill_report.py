@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.operations.drill_database import ServerDrill
+from sagewai_ops.operations.drill_database import ServerDrillResult
 from sagewai_ops.permissions.findings import Inspection
 from sagewai_ops.permissions.rules import Severity
 from sagewai_ops.records import dataclass
@@ -55,7 +55,7 @@ class DrillReport:
     checked: tuple[str, ...]
     restored: RestoreReport
     upgrade: Upgrade | None
-    server: ServerDrill | None
+    server: ServerDrillResult | None
     inspection: Inspection
     findings: tuple[DrillFinding, ...]
     swept: tuple[str, ...]
@@ -85,26 +85,6 @@ class PermissionsResult:
 
     entries: int
     findings: tuple[PermissionResult, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ServerDrillResult:
-    """The database of a server, as it was restored to the server of the drill.
-
-    Attributes:
-        version: Of the drill's server.
-        private: Whether this run started it.
-        before, after: The revisions.
-    """
-
-    version: str
-    private: bool
-    tables: int
-    rows: int
-    sequences: int
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-    ran: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +135,7 @@ def describe_drill(report: DrillReport) -> DrillResult:
         size_bytes=restored.extracted.size_bytes,
         database=restored.database.record if restored.database else None,
         upgrade=describe_upgrade(report.upgrade) if report.upgrade else None,
-        server=_describe_server(report),
+        server=report.server,
         keys=restored.keys,
         key_source=restored.key_source,
         key_in_snapshot=report.key_in_snapshot,
@@ -175,21 +155,4 @@ def describe_drill(report: DrillReport) -> DrillResult:
         swept=report.swept,
         authenticity=restored.plan.origin_state.authenticity,
         authenticity_reason=restored.plan.origin_state.reason,
-    )
-
-
-def _describe_server(report: DrillReport) -> ServerDrillResult | None:
-    done, facts = report.server, report.restored.plan.server
-    if done is None or facts is None:
-        return None
-    migration = done.migration
-    return ServerDrillResult(
-        version=done.version,
-        private=done.is_private,
-        tables=len(facts.tables),
-        rows=facts.rows,
-        sequences=len(facts.sequences),
-        before=migration.before if migration else facts.revision,
-        after=migration.after if migration else facts.revision,
-        ran=migration.ran if migration else (),
     )

@@ -97,7 +97,7 @@ class Check:
     Attributes:
         check: `use`, `layout`, `permissions`, `keys`, `database`, `space`, `snapshot`, `drill` or
             `upgrade`.
-        details, mend: One line each; `mend` has the commands that fix it.
+        details: One line each; `mend` has the commands that fix it, one a line too.
         exit_code: Of this line alone.
     """
 

@@ -17,13 +17,11 @@ class Verification:
 
     Attributes:
         inspection: At the end.
-        before: At the beginning; the same if nothing was repaired.
         changes: The planned or made repairs.
         repair: None if no repair was requested.
     """
 
     inspection: Inspection
-    before: Inspection
     changes: tuple[Change, ...]
     repair: RepairReport | None
 
@@ -53,9 +51,9 @@ def verify(
     before = inspect(home, snapshots, refused_key=refused_key, progress=progress)
     changes = plan_repairs(before)
     if not fix:
-        return Verification(before, before, changes, None)
+        return Verification(before, changes, None)
     repair = apply_repairs(home, before, changes, wait_seconds=wait_seconds)
     if not changes:
-        return Verification(before, before, changes, repair)
+        return Verification(before, changes, repair)
     after = inspect(home, snapshots, refused_key=refused_key, progress=progress)
-    return Verification(after, before, changes, repair)
+    return Verification(after, changes, repair)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def write_marker(store: Store, marker: Marker) -> None:
         "format": FORMAT,
         "place_id": marker.place_id,
         "created_at": f"{marker.created_at:%Y-%m-%dT%H:%M:%SZ}",
-        "capabilities": marker.capabilities.as_document(),
+        "capabilities": asdict(marker.capabilities),
     }
     if not store.put(MARKER, json.dumps(document, indent=2).encode() + b"\n"):
         raise already_initialised(store)

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,10 +65,6 @@ class Capabilities:
     deleting: Deleting
     locked_seconds: int | None
     clock_skew_seconds: int
-
-    def as_document(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
 
     @classmethod
     def from_document(cls, document: Any) -> Capabilities:

@@ -963,9 +963,10 @@ def test_verification_inspects_again_after_the_repair(home: Home) -> None:
     (home.root / "db/sagewai.db").chmod(0o644)
     (home.root / "secrets/master.key").write_bytes(b"")
 
+    before = check(home)
     seen = verify(home, home.snapshots, fix=True)
 
-    assert home_findings(seen.before) == [
+    assert home_findings(before) == [
         f"P002 {home.root}/secrets/master.key",
         f"P010 {home.root}/db/sagewai.db",
     ]
