@@ -53,7 +53,9 @@ def find_version(environment: Mapping[str, str], home: Path) -> str:
 
 def _versions(program: Path) -> Iterator[str]:
     """Yield the versions in the environment of a program, which is in its `bin`."""
-    for place in dict.fromkeys((program.parent.parent, program.resolve().parent.parent)):
+    # Not Path.resolve, which raises another error for links that form a loop.
+    resolved = Path(os.path.realpath(program))
+    for place in dict.fromkeys((program.parent.parent, resolved.parent.parent)):
         pattern = os.path.join(glob.escape(str(place)), _SITE, "sagewai-*.dist-info")
         for directory in islice(glob.iglob(pattern), _MOST_PACKAGES):
             if match := _METADATA.fullmatch(os.path.basename(directory)):

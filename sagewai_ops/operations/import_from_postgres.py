@@ -307,6 +307,13 @@ def _plan(work: _Work, stream: ServerStream) -> ConversionPlan:
             work.findings = (*work.findings, finding)
         else:
             work.notes.append(f"not in the home: {item.text}")
+    for table, column in stream.computed_columns():
+        if table in plan.schema and column in plan.schema[table].columns:
+            detail = "the server computes it, so it is not read"
+            work.findings = (*work.findings, Finding(table, printable(column), "not-read", detail))
+        else:
+            place = f"{printable(table)}.{printable(column)}"
+            work.notes.append(f"not in the home: column {place}, which the server computes")
     if facts.level != HEAD:
         work.notes.append(
             f"the database is at revision {printable(facts.level)}, not at {HEAD}:"

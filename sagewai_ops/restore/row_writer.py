@@ -12,6 +12,7 @@ import dataclasses
 import gc
 import marshal
 import os
+import signal
 import sqlite3
 import sys
 from collections import deque
@@ -258,6 +259,7 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
 
     from sagewai_ops.process.child import child
     from sagewai_ops.process.interpreter import find_interpreter
+    from sagewai_ops.process.parent import end_if_stopped
 
     interpreter = find_interpreter()
 
@@ -271,7 +273,9 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
             start_new_session=True,
         )
 
-    with child(start, end_seconds=_END_SECONDS) as process:
+    # SIGTERM would wait for a process that is stopped, and with it the thread that reads from it.
+    with child(start, end_seconds=_END_SECONDS, number=signal.SIGKILL) as process:
+        end_if_stopped(process.pid)
         assert process.stdin is not None
         assert process.stdout is not None
         for pipe in (process.stdin, process.stdout):
@@ -285,7 +289,10 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
 
 def main() -> None:
     """Insert the rows that arrive on stdin, and report failures on stdout."""
+    from sagewai_ops.process.parent import parent_death_signal
+
     requests, results = sys.stdin.buffer, sys.stdout.buffer.fileno()
+    parent_death_signal(signal.SIGKILL)()
     core_dumps.forbid()
     gc.disable()  # rows have no cycles
     with contextlib.suppress(BrokenPipeError, EOFError, KeyboardInterrupt):

@@ -66,6 +66,11 @@ class ServerStream:
         ]
         return server_facts(self._catalog, tables, text_encoding(self._catalog))
 
+    def computed_columns(self) -> Iterator[tuple[str, str]]:
+        """Yield table and name of the columns that the server computes, which are not read."""
+        for table in self._catalog.tables:
+            yield from ((table.name, each.name) for each in table.columns if each.is_computed)
+
     def rows(
         self, tables: Iterable[StoredTable], on_bytes: Callable[[int], None] | None = None
     ) -> Iterator[Block]:

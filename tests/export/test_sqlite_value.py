@@ -166,6 +166,10 @@ def test_numbers_are_the_same_bits(number: float) -> None:
         ("double", "NaN", "nan"),
         ("double", "-0", "negative-zero"),
         ("double", "1_0", "storage-class"),
+        ("double", "12345678901234567890.123456789", "storage-class"),
+        ("double", "0.12345678901234568901", "storage-class"),
+        ("double", "1" + 400 * "0", "storage-class"),
+        ("integer", "007", "storage-class"),
         ("integer", "1.5", "storage-class"),
         ("integer", "9223372036854775808", "out-of-range"),
         ("boolean", "true", "not-a-boolean"),
@@ -194,11 +198,20 @@ def test_ids_are_mapped_to_the_same_uuid(identifier: uuid.UUID) -> None:
     assert len(str(values[0])) == (12 if identifier.int < 16**12 else 36)
 
 
-@given(st.lists(st.text("\\\\\tn1e.+-:", max_size=8), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.one_of(
+            st.text("\\\\\tn1e.+-:", max_size=8),
+            st.from_regex(r"[0-9]{1,12}(\.[0-9]{1,12})?", fullmatch=True),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_columns_and_their_values_convert_alike(texts: list[str]) -> None:
     """What is done to a whole column at once is what is done to each of its values."""
     fields = [field(text) for text in texts]
-    for kind in ("text", "jsonb", "timestamptz", "double"):
+    for kind in ("text", "jsonb", "timestamptz", "double", "integer"):
         for is_numeric in (False, True):
             values, refusals = convert_column(Type(kind), fields, is_numeric=is_numeric)
             single = [convert_column(Type(kind), [each], is_numeric=is_numeric) for each in fields]

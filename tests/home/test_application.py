@@ -65,6 +65,20 @@ def test_a_running_program_counts_more(tmp_path: Path) -> None:
     assert found == ["1.1.0", ""]
 
 
+def test_a_program_behind_a_loop_of_links_is_unknown(tmp_path: Path) -> None:
+    """A process can have any word as its name."""
+    (tmp_path / "loop").symlink_to("loop")
+    words = [str(tmp_path / "loop/sagewai"), "600"]
+    with subprocess.Popen(words, executable="/bin/sleep") as process:
+        command = Path(f"/proc/{process.pid}/cmdline")
+        while b"loop" not in command.read_bytes():
+            assert process.poll() is None
+        found = find_version({"PATH": str(_installed(tmp_path / "a", "1.0.0"))}, tmp_path)
+        process.kill()
+
+    assert found == "1.0.0"
+
+
 def test_a_program_of_another_user_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

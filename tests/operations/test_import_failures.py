@@ -28,6 +28,7 @@ from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
 from sagewai_ops.errors import OpsError
 from sagewai_ops.home.paths import DATABASE, locate
 from sagewai_ops.operations import import_from_postgres as importing
+from sagewai_ops.process import parent
 from sagewai_ops.restore import row_writer
 from sagewai_ops.restore import to_sqlite as to_sqlite_module
 from sagewai_ops.restore.compare_sqlite import compare_database
@@ -260,6 +261,30 @@ def test_a_writer_that_ends_is_an_error(
 
     assert (answer.code, len(answer.err.splitlines())) == (1, 2), answer.err
     assert "writer process: ended with status -9" in answer.err
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_a_writer_that_is_stopped_is_ended(
+    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_interrupted: bool
+) -> None:
+    """The owner of a home may stop it, and root's process would wait for ever."""
+    insert = row_writer.ProcessWriter.insert
+
+    def stop(self: row_writer.ProcessWriter, *words: Any) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+        if is_interrupted:
+            raise OpsError("interrupted")
+        insert(self, *words)
+
+    monkeypatch.setattr(row_writer, "LEAST_BYTES", 0)
+    monkeypatch.setattr(parent, "_PAUSE_SECONDS", 600 if is_interrupted else 0.1)
+    monkeypatch.setattr(row_writer.ProcessWriter, "insert", stop)
+    answer = bring_back(small, tmp_path / "back")
+
+    assert (answer.code, len(answer.err.splitlines())) == (1, 2), answer.err
+    cause = "interrupted" if is_interrupted else "writer process: ended with status -9"
+    assert cause in answer.err
     assert [*tmp_path.iterdir()] == []
 
 

@@ -108,6 +108,26 @@ def test_rows_that_no_snapshot_reads_are_findings(postgres: Server, tmp_path: Pa
     postgres.drop(made.database)
 
 
+def test_a_column_that_the_server_computes_is_named(postgres: Server, tmp_path: Path) -> None:
+    """One that a home has is a finding, another one a warning: no row that is read has either."""
+    made = make_server_home(tmp_path / "home", postgres)
+    made.run(
+        "DELETE FROM workflow_events",
+        "ALTER TABLE sessions ADD own text GENERATED ALWAYS AS (agent_name || 'x') STORED",
+        "ALTER TABLE sessions DROP summary",
+        "ALTER TABLE sessions ADD summary text GENERATED ALWAYS AS (agent_name || 'y') STORED",
+    )
+
+    refused = bring_back(made, tmp_path / "back", "--json")
+
+    assert refused.code == 4, refused.err
+    (item,) = valid(refused)["findings"]
+    assert (item["table"], item["column"], item["kind"]) == ("sessions", "summary", "not-read")
+    assert any("sessions.own" in text for text in refused.result["notes"])
+    assert not (tmp_path / "back").exists()
+    postgres.drop(made.database)
+
+
 def test_a_plan_changes_nothing(small: ServerHome, tmp_path: Path) -> None:
     """No file is left, also not of the directories above the target."""
     answer = bring_back(small, tmp_path / "a/b/back", "--plan", "--json")

@@ -32,8 +32,10 @@ _MOMENT = re.compile(r"\d{4}-\d\d-\d\d [0-2]\d:[0-5]\d:[0-5]\d(?:\.\d{1,6})?\+00
 _MOMENTS = re.compile(rf"{_MOMENT.pattern}(?:\n{_MOMENT.pattern})*", re.ASCII)
 _WHOLE_MOMENT = 29  # characters of one with six digits of a second
 _SURE_DIGITS = 18  # that fit into 64 bits
-_INTEGER = re.compile(r"-?\d{1,20}", re.ASCII)
+_INTEGER = re.compile(r"-?(?:0|[1-9]\d{0,19})", re.ASCII)  # also of a text of digits: 007 is not 7
+_PLAIN_INTEGERS = re.compile(r"(?:0|[1-9]\d*)(?:\n(?:0|[1-9]\d*))*", re.ASCII)
 _DOUBLE = re.compile(r"-?(?:Infinity|\d+(?:\.\d+)?(?:e[+-]\d+)?)", re.ASCII)
+_EXACT_CHARACTERS = 15  # a number of as many digits is another's text in no double
 _PLAIN_DOUBLES = re.compile(r"\d+(?:\.\d+)?(?:\n\d+(?:\.\d+)?)*", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _UUIDS = re.compile(rf"{_UUID.pattern}(?:\n{_UUID.pattern})*", re.ASCII)
@@ -188,7 +190,10 @@ def _double(text: str) -> float:
         raise RefusedError("negative-zero", "-0, which SQLite would store as 0")
     if not _DOUBLE.fullmatch(text):
         raise RefusedError("storage-class", "not a number")
-    return float(text)
+    value = float(text)
+    if len(text) > _EXACT_CHARACTERS and Decimal(repr(value)) != Decimal(text):
+        raise RefusedError("storage-class", "more digits than SQLite's numbers have")
+    return value
 
 
 def _uuid(text: str) -> str:
@@ -240,9 +245,9 @@ def _timestamps(texts: Sequence[str]) -> list[Value]:
 
 
 def _integers(texts: Sequence[str]) -> list[Value]:
-    if "" in texts or max(map(len, texts), default=0) > _SURE_DIGITS:
+    if max(map(len, texts), default=0) > _SURE_DIGITS:
         raise ValueError("not plain integers")
-    if "".join(texts).strip("0123456789"):
+    if not _PLAIN_INTEGERS.fullmatch(_lines(texts)):
         raise ValueError("not plain integers")
     return list(map(int, texts))
 
@@ -250,7 +255,13 @@ def _integers(texts: Sequence[str]) -> list[Value]:
 def _doubles(texts: Sequence[str]) -> list[Value]:
     if not _PLAIN_DOUBLES.fullmatch(_lines(texts)):
         raise ValueError("not plain numbers")
-    return list(map(float, texts))
+    values = list(map(float, texts))
+    longest = max(map(len, texts), default=0)
+    if longest > _EXACT_CHARACTERS and [*map(repr, values)] != [*texts]:
+        for text, value in zip(texts, values, strict=True):
+            if len(text) > _EXACT_CHARACTERS and repr(value) != text:
+                raise ValueError("perhaps more digits than a number has")
+    return values
 
 
 def _booleans(texts: Sequence[str]) -> list[Value]:

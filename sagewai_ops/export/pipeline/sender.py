@@ -23,6 +23,7 @@ from sagewai_ops.export.pipeline import worker
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes
 from sagewai_ops.process.frames import ERROR, HEADER, decode_error, enlarge_pipe
 from sagewai_ops.process.interpreter import find_interpreter
+from sagewai_ops.process.parent import end_if_stopped
 from sagewai_ops.progress import Progress
 from sagewai_ops.records import dataclass
 
@@ -132,6 +133,7 @@ async def _start_worker(copy: Path) -> AsyncIterator[Worker]:
         pass_fds=interpreter.descriptors,
     )
     _enlarge_pipes(process)
+    end_if_stopped(process.pid)
     try:
         yield Worker(process, copy)
     finally:
