@@ -168,7 +168,8 @@ def import_from_postgres(
         with _open_server(work) as stream:
             plan = _plan(work, stream)
             require_free_bytes(home.root, plan.bytes, option="--to DIR")
-            with contextlib.suppress(_UnchangedError), swap.staged(home.root, paths) as stage:
+            staged = swap.staged(home.root, paths, is_free=paths is None)
+            with contextlib.suppress(_UnchangedError), staged as stage:
                 try:
                     _import(work, stream, plan, stage)
                 except BaseException:

@@ -130,7 +130,8 @@ def restore(
         pending.sweep(target.root)
         paths = member_paths(reader, options)
         plan = build_plan(reader, archive, target, options, paths)
-        stage = stack.enter_context(swap.staged(target.root, plan.paths))
+        is_free = plan.state != "not empty"
+        stage = stack.enter_context(swap.staged(target.root, plan.paths, is_free=is_free))
         server = _open_server(stack, plan, options, stage.moment)
         is_on_server = plan.is_on_server and plan.conversion is None
         recorded = None

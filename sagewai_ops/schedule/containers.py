@@ -104,16 +104,16 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
         volumes.append(_SNAPSHOT_VOLUME)
     loop = ["schedule", "run", "--every"]
     backup = [*loop, f"day@{_time(plan)}", "--jitter", _JITTER, "--", *_backup(plan, image)]
-    services = [_service(plan, image, NAME, backup, compose_string, has_state=True)]
+    services = [_service(plan, image, NAME, backup, literal_string, has_state=True)]
     if can_decrypt(plan, image):
         drill = [*loop, f"sunday@{_time(plan, _DRILL_HOURS)}", "--", *_drill(plan, image)]
         restore = _restore(plan, image)
         for name, words in ((DRILL, drill), (RESTORE, restore)):
-            services.append(_service(plan, image, name, words, compose_string, has_state=True))
+            services.append(_service(plan, image, name, words, literal_string, has_state=True))
     secrets = {**plan.secrets, **image.secrets}
     values: dict[str, Value] = {
-        "image": compose_string(image.name),
-        "user": compose_string(plan.user or USER),
+        "image": literal_string(image.name),
+        "user": literal_string(plan.user or USER),
         "user_name": plan.user or USER,
         "home_volume": _mount(home, _HOME_VOLUME, HOME),
         "snapshot_volume": _mount(snapshots, _SNAPSHOT_VOLUME, SNAPSHOTS),
@@ -124,7 +124,7 @@ def compose(plan: Plan, image: Image, *, home: str = "", snapshots: str = "") ->
         "restores": flag(len(services) > 1),
         "any_secret": flag(secrets),
         "all_secrets": [
-            {"name": name, "path": compose_string(path)} for name, path in secrets.items()
+            {"name": name, "path": literal_string(path)} for name, path in secrets.items()
         ],
         "offline": flag(not plan.online),
         "any_volume": flag(volumes),
@@ -140,7 +140,7 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
     has_state = _RECOVERY in parse_options(plan.words)
 
     def job(name: str, words: list[str]) -> dict[str, Value]:
-        return _service(plan, image, name, words, yaml_string, has_state=has_state)
+        return _service(plan, image, name, words, literal_string, has_state=has_state)
 
     backup = job(NAME, _backup(plan, image))
     jobs = [{**backup, "week_day": "*", "hour": plan.hour, "separator": []}]
@@ -166,7 +166,7 @@ def kubernetes(plan: Plan, image: Image) -> list[File]:
     }
     files = [File(f"{NAME}.yaml", fill_template("kubernetes.yaml", values))]
     if len(jobs) > 1:
-        restore = _service(plan, image, RESTORE, _restore(plan, image), yaml_string)
+        restore = _service(plan, image, RESTORE, _restore(plan, image), literal_string)
         text = fill_template("kubernetes-restore.yaml", {**values, **restore})
         files.append(File(f"{RESTORE}.yaml", text))
     return files
@@ -178,8 +178,11 @@ def yaml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def compose_string(text: str) -> str:
-    """Return a scalar of a Compose file, where a single `$` begins a variable."""
+def literal_string(text: str) -> str:
+    """Return a scalar in which no `$` begins a variable: `$$` is `$` for Compose and Kubernetes.
+
+    For Kubernetes in arguments and variables alone, where `$(NAME)` is a variable.
+    """
     return yaml_string(text.replace("$", "$$"))
 
 
@@ -220,8 +223,8 @@ def refuse_unmounted(plan: Plan, image: Image) -> None:
 def _mount(directory: str, volume: str, place: str) -> str:
     """Return a volume of a service; the long form for a directory, which can contain a colon."""
     if not directory:
-        return compose_string(f"{volume}:{place}")
-    return f"{{type: bind, source: {compose_string(directory)}, target: {place}}}"
+        return literal_string(f"{volume}:{place}")
+    return f"{{type: bind, source: {literal_string(directory)}, target: {place}}}"
 
 
 def _service(

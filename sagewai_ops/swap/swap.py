@@ -97,13 +97,17 @@ class Staged:
 
 
 @contextlib.contextmanager
-def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> Iterator[Staged]:
+def staged(
+    target: Path, paths: Sequence[str] | None, *, keeps: bool = True, is_free: bool = False
+) -> Iterator[Staged]:
     """Make a private directory on the target's file system, removed at the end in any case.
 
     Args:
         target: The home to be replaced; need not exist.
         paths: Only these parts of it; None for all.
         keeps: Whether previous entries are kept; else the places must be free.
+        is_free: The target was absent or empty. What another run puts there is not replaced: an
+            absent target cannot be locked.
 
     Raises:
         TargetBusyError: The whole is requested and cannot be exchanged by its name.
@@ -116,7 +120,8 @@ def staged(target: Path, paths: Sequence[str] | None, *, keeps: bool = True) -> 
     naming = inside(target) if in_entries else next_to(target)
     moment = next_moment(target)
     # An undo also needs to know the parts that did not exist.
-    is_kept = keeps and target.is_dir() and (in_entries or bool(names_in(target)))
+    has_content = not is_free and target.is_dir() and bool(names_in(target))
+    is_kept = keeps and (has_content or (in_entries and target.is_dir()))
     content = naming.staging(moment)
     with _missing_directories(target, itself=in_entries), own_directory(content):
         yield Staged(

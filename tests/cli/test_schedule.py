@@ -470,6 +470,17 @@ def test_the_drill_of_a_database_on_a_server_has_a_server_or_warns(kind: str) ->
     assert "--scratch-url-file: for the drill of a database on a server" in useless.err
 
 
+def test_kubernetes_expands_nothing_in_an_option() -> None:
+    """In arguments and variables, `$(NAME)` is a variable of the container, and `$$` is `$`."""
+    document = _document("kubernetes", "--to", "s3://b/$(HOME)", "--", "--exclude", "$(HOME)/$$x")
+
+    template = document["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = template["containers"]
+    assert container["args"][-1] == "$$(HOME)/$$$$x"
+    places = [each["value"] for each in container["env"] if each["name"].endswith("SNAPSHOTS")]
+    assert places == ["s3://b/$$(HOME)"]
+
+
 def test_kubernetes_keeps_what_a_recovery_needs() -> None:
     """Each run is another pod, whose /tmp ends with it: a claim has the state."""
     words = ("--", "--notify-file", "/n", "--notify-on", "recovery")

@@ -52,7 +52,7 @@ from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.restore.access import count_access
-from sagewai_ops.restore.plan import RestoreOptions, plan_restore
+from sagewai_ops.restore.plan import RestoreOptions, RestorePlan, plan_restore
 from sagewai_ops.restore.undo import undo_restore
 from sagewai_ops.snapshots.database_check import Check, DatabaseFacts, examine_database
 from small_homes import everything_of, small
@@ -224,6 +224,27 @@ def test_directory_that_is_not_empty_needs_replace(tmp_path: Path) -> None:
 
     assert os.listdir(target) == ["note"]
     assert leftovers_beside(target) == []
+
+
+def test_what_appears_in_the_meantime_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two init containers start at once: an absent target has no lock, and one is the first."""
+    target = tmp_path / "there"
+    build_plan = restoring.build_plan
+
+    def come_second(*arguments: Any) -> RestorePlan:
+        plan = build_plan(*arguments)
+        (target / "config").mkdir(parents=True)
+        (target / "config/admin-state.json").write_text("theirs")
+        return plan
+
+    monkeypatch.setattr(restoring, "build_plan", come_second)
+    with pytest.raises(TargetBusyError, match="not empty any more"):
+        bring_back(small_archive(tmp_path / "a.tar.zst"), target)
+
+    assert (target / "config/admin-state.json").read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == ["a.tar.zst", "there"]
 
 
 def test_file_in_the_target_s_place_is_refused(tmp_path: Path) -> None:
