@@ -268,7 +268,7 @@ def test_a_writer_that_ends_is_an_error(
 def test_a_writer_that_is_stopped_is_ended(
     small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_interrupted: bool
 ) -> None:
-    """The owner of a home may stop it, and root's process would wait for ever."""
+    """The owner of a home may stop it, and root's process would not end."""
     insert = row_writer.ProcessWriter.insert
 
     def stop(self: row_writer.ProcessWriter, *words: Any) -> None:
