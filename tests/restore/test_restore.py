@@ -52,7 +52,7 @@ from sagewai_ops.permissions.scan import inspect
 from sagewai_ops.progress import Progress
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.restore.access import count_access
-from sagewai_ops.restore.plan import RestoreOptions, RestorePlan, plan_restore
+from sagewai_ops.restore.plan import RestoreOptions, RestorePlan, build_plan, plan_restore
 from sagewai_ops.restore.undo import undo_restore
 from sagewai_ops.snapshots.database_check import Check, DatabaseFacts, examine_database
 from small_homes import everything_of, small
@@ -231,7 +231,6 @@ def test_what_appears_in_the_meantime_is_not_replaced(
 ) -> None:
     """Two init containers start at once: an absent target has no lock, and one is the first."""
     target = tmp_path / "there"
-    build_plan = restoring.build_plan
 
     def come_second(*arguments: Any) -> RestorePlan:
         plan = build_plan(*arguments)

@@ -255,7 +255,7 @@ def _integers(texts: Sequence[str]) -> list[Value]:
 def _doubles(texts: Sequence[str]) -> list[Value]:
     if not _PLAIN_DOUBLES.fullmatch(_lines(texts)):
         raise ValueError("not plain numbers")
-    values = list(map(float, texts))
+    values: list[Value] = [*map(float, texts)]
     longest = max(map(len, texts), default=0)
     if longest > _EXACT_CHARACTERS and [*map(repr, values)] != [*texts]:
         for text, value in zip(texts, values, strict=True):
