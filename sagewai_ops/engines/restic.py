@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,6 +37,7 @@ from sagewai_ops.remote.store import TREE, Bounds
 _ID = re.compile(r"[0-9a-f]{64}")
 _SHORT_ID = re.compile(r"[0-9a-f]{8,64}")
 _FRACTION = re.compile(r"\.\d+")  # nanoseconds, which Python 3.10 does not parse
+_REFUSAL_SECONDS = 10.0  # of restic, at incomplete patterns
 _PATTERN = b"[x]\n"  # no name of an object; its beginning is no pattern
 _SPECIAL = re.compile(r"([\\*?\[\]])")  # in a pattern
 # What a list may state with success: retries that may have succeeded, the cache, other programs.
@@ -145,7 +147,12 @@ class Restic(EngineProgram):
                 writing.close()
                 return run.result()
 
-            yield complete
+            try:
+                yield complete
+            finally:
+                writing.close()
+                # It ends by itself and unlocks; a signal can meet it before it has noted its lock.
+                wait([run], _REFUSAL_SECONDS)
 
     def read_file(self, stored: StoredObject) -> bytes:
         """Return the content of a file that is stored alone."""
