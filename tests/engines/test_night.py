@@ -93,9 +93,15 @@ def test_kill_while_a_run_waits_stores_nothing_and_leaves_no_lock(
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"begun\n"
-        time.sleep(seconds)
-        children = Path(f"/proc/{process.pid}/task").glob("*/children")
-        engines = [int(pid) for path in children for pid in path.read_text().split()]
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while seconds and not [*locks.iterdir()]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(seconds)  # restic looks for other locks before it notes its own
+        engines: list[int] = []
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+                engines += map(int, path.read_text().split())
         process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while any(Path(f"/proc/{pid}").exists() for pid in engines):
