@@ -135,34 +135,12 @@ CHANGES: dict[str, tuple[Any, Any]] = {
         False,
     )
 }
+_ENGINE = ("--engine", "Use a repository of restic or borg.", "restic|borg")
+_REPOSITORY = ("--repository", "The repository (default: RESTIC_REPOSITORY or BORG_REPO).", "R")
 # Of commands that accept a snapshot directory.
 REPOSITORY: dict[str, tuple[Any, Any]] = {
-    "engine": (
-        Annotated[
-            str | None,
-            option(
-                SNAPSHOTS,
-                "--engine",
-                "Use a repository of restic or borg.",
-                "restic|borg",
-                hidden=True,
-            ),
-        ],
-        None,
-    ),
-    "repository": (
-        Annotated[
-            str | None,
-            option(
-                SNAPSHOTS,
-                "--repository",
-                "The repository (default: RESTIC_REPOSITORY or BORG_REPO).",
-                "R",
-                hidden=True,
-            ),
-        ],
-        None,
-    ),
+    "engine": (Annotated[str | None, option(SNAPSHOTS, *_ENGINE, hidden=True)], None),
+    "repository": (Annotated[str | None, option(SNAPSHOTS, *_REPOSITORY, hidden=True)], None),
 }
 _PRIORITY = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the parser's sources
 

@@ -33,46 +33,14 @@ FORMER_FLAGS = {
     "--work-dir": "--scratch",
 }
 # Variables of 0.1, `SAGEWAI_OPS_<OPTION>`, with one meaning in all commands: deprecated.
-_DEPRECATED = [
-    "ANY_PLACE",
-    "COMPACT",
-    "EXCLUDE",
-    "FILES",
-    "IDENTITY",
-    "IMAGE",
-    "KEEP_DAILY",
-    "KEEP_HOURLY",
-    "KEEP_LAST",
-    "KEEP_MONTHLY",
-    "KEEP_TAG",
-    "KEEP_WEEKLY",
-    "KEEP_WITHIN",
-    "KEEP_YEARLY",
-    "KEY",
-    "LEARNINGS",
-    "LEVEL",
-    "LOG_FILE",
-    "METRICS_FILE",
-    "NEW_KEY_FILE",
-    "NO_KEY",
-    "ON_INVALID",
-    "ONLY",
-    "ORIGIN",
-    "OUTPUT",
-    "PASSPHRASE_FILE",
-    "PING_URL",
-    "PING_URL_FILE",
-    "PROGRAM",
-    "RECIPIENT",
-    "RECIPIENTS_FILE",
-    "REPORT",
-    "REVISION",
-    "SCRATCH",
-    "SHEET",
-    "STRICT",
-    "TIME",
+_DEPRECATED = (
+    *("ANY_PLACE", "COMPACT", "EXCLUDE", "FILES", "IDENTITY", "IMAGE", "KEEP_DAILY", "KEEP_HOURLY"),
+    *("KEEP_LAST", "KEEP_MONTHLY", "KEEP_TAG", "KEEP_WEEKLY", "KEEP_WITHIN", "KEEP_YEARLY", "KEY"),
+    *("LEARNINGS", "LEVEL", "LOG_FILE", "METRICS_FILE", "NEW_KEY_FILE", "NO_KEY", "ON_INVALID"),
+    *("ONLY", "ORIGIN", "OUTPUT", "PASSPHRASE_FILE", "PING_URL", "PING_URL_FILE", "PROGRAM"),
+    *("RECIPIENT", "RECIPIENTS_FILE", "REPORT", "REVISION", "SCRATCH", "SHEET", "STRICT", "TIME"),
     "URL_FILE",
-]
+)
 # Those whose meaning differed between commands: refused where they would be used.
 _AMBIGUOUS = ("FORMAT", "KEY_FILE", "TAG", "TO", "USER", "WAIT")
 # Per-command variables of 0.1 that were named otherwise.

@@ -18,16 +18,8 @@ from sagewai_ops.remote.store import ObjectFacts
 CARD_VERSION = 1
 # What only a metadata file states, and the archive does not.
 RESULTS = (
-    "drill",
-    "proved_restorable_at",
-    "complete",
-    "sound",
-    "plausible",
-    "change_accepted",
-    "compared_with",
-    "content",
-    "verified_at",
-    "full_check_at",
+    *("drill", "proved_restorable_at", "complete", "sound", "plausible", "change_accepted"),
+    *("compared_with", "content", "verified_at", "full_check_at"),
 )
 CARD_KIND = "card"  # of the record, for its HMAC
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
