@@ -8,7 +8,7 @@ with other rights, owners, triggers or rules is refused.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -276,6 +276,26 @@ async def record_rows(connection: Server, table: str, before: int, rows: int) ->
     )
     if [row[0] for row in done] != [before + rows]:
         raise DamagedError(f"schema {SCHEMA}: table {table}: not the rows that this run added")
+
+
+async def suspend_autovacuum(connection: Server, tables: Iterable[str]) -> None:
+    """Turn autovacuum off for some tables of the schema, until `resume_autovacuum`.
+
+    Between two ranges it would record the gaps of all pages, and later rows would be stored there,
+    in another order than they were sent; and it would read a growing table again and again.
+    """
+    await _alter(connection, tables, "SET (autovacuum_enabled = off)")
+
+
+async def resume_autovacuum(connection: Server, tables: Iterable[str]) -> None:
+    """Leave autovacuum to the server's settings again."""
+    await _alter(connection, tables, "RESET (autovacuum_enabled)")
+
+
+async def _alter(connection: Server, tables: Iterable[str], action: str) -> None:
+    statements = [f"ALTER TABLE {SCHEMA}.{quoted(name)} {action}" for name in tables]
+    if statements:
+        await connection.execute("; ".join(statements))
 
 
 async def lock_tables(url: PostgresUrl, connection: Server) -> None:

@@ -39,6 +39,7 @@ from sagewai_ops.export.load import (
     RefusedByServerError,
     analyze,
     check_results,
+    large_tables,
     refusals_of_rows,
 )
 from sagewai_ops.export.mapping.plan import Plan, from_job
@@ -115,6 +116,7 @@ async def finish(
             await incoming.lock_tables(work.url, connection)
             there = await _require_complete(connection, plan, state)
             await incoming.drop_own_tables(connection)
+            await incoming.resume_autovacuum(connection, large_tables(plan))
             session = Session(connection, found.version, migrated=True)
             session.tables = _with_searched(await read_tables(connection), state)
             await _constrain(run, session, comparer, plan, state, there)

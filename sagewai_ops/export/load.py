@@ -203,7 +203,7 @@ async def defer_indexes(session: Session, plan: Plan) -> DeferredIndexes:
     """Drop the indexes of large tables; keep all of them if other objects depend on one."""
     import asyncpg
 
-    large = _large(plan)
+    large = large_tables(plan)
     if not large:
         return DeferredIndexes({}, ())
     savepoint = session.connection.transaction()
@@ -226,7 +226,7 @@ async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
     Returns:
         The truncated tables; none where the server does not allow it.
     """
-    names = set(_large(plan))
+    names = set(large_tables(plan))
     while True:
         referring = {
             table.name
@@ -257,7 +257,8 @@ async def truncate(connection: asyncpg.Connection[asyncpg.Record], names: Collec
     return True
 
 
-def _large(plan: Plan) -> list[str]:
+def large_tables(plan: Plan) -> list[str]:
+    """Return the tables with many rows, which are loaded without their indexes."""
     return [table.name for table in plan.tables if table.rows >= DEFERRED_ROWS]
 
 

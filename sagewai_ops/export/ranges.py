@@ -31,7 +31,10 @@ from sagewai_ops.records import dataclass
 if TYPE_CHECKING:
     import asyncpg
 
-RANGE_BYTES = 16 * 1024 * 1024  # encoded; what a cut costs at most, and a commit for each
+# A transaction ends when it has both, so a cut costs at most the larger. Long ones are cheaper: the
+# rows of a table's first range are frozen, and those of a table with one range come back in order.
+RANGE_BYTES = 16 * 1024 * 1024  # encoded
+RANGE_SECONDS = 30.0
 # The last commit of the move waits for the disk, and with it for all commits before it.
 _SETTINGS = "SET LOCAL synchronous_commit = off"
 
@@ -114,6 +117,7 @@ class RangeSender:
         self._is_refused = False
         self._is_read = False
         self._range_bytes = 0
+        self._range_end = 0.0  # not before this time
 
     async def send(self) -> SentRanges:
         """Send all rows; after a value that cannot be sent, only look for others.
@@ -127,13 +131,17 @@ class RangeSender:
             async with incoming.transaction(self._url, self._connection, inside=True):
                 await self._connection.execute(_SETTINGS)
                 self._range_bytes = 0
-                while self._range_bytes < RANGE_BYTES and not self._is_read:
+                self._range_end = time.monotonic() + RANGE_SECONDS
+                while not self._is_full() and not self._is_read:
                     if self._table is None:
                         await self._next_table(sent)
                     else:
                         await self._send_range(self._table)
                         sent.ranges += 1
         return sent
+
+    def _is_full(self) -> bool:
+        return self._range_bytes >= RANGE_BYTES and time.monotonic() >= self._range_end
 
     async def _next_table(self, sent: SentRanges) -> None:
         """Receive frames until a table begins or all are read."""
@@ -176,7 +184,7 @@ class RangeSender:
             nonlocal sent_rows, sent_bytes
             has_signature = is_first
             try:
-                while self._range_bytes < RANGE_BYTES:
+                while not self._is_full():
                     kind, content, count = await self._reader.receive()
                     if kind == worker.END:
                         self._table = None

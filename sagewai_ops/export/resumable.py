@@ -61,6 +61,7 @@ from sagewai_ops.export.last_transaction import (
 from sagewai_ops.export.load import (
     RefusedByServerError,
     defer_indexes,
+    large_tables,
     refusals_of_rows,
 )
 from sagewai_ops.export.mapping.findings import Finding
@@ -337,6 +338,7 @@ async def _begin_in(
         if report.open_findings:
             raise FindingsError
         deferred = await defer_indexes(session, plan)
+        await incoming.suspend_autovacuum(connection, large_tables(plan))
         state = Unfinished(
             id=secrets.token_hex(16),
             home=str(work.home.root),

@@ -23,6 +23,10 @@ DIFFERENT = [
     (Type("jsonb"), b'["1"]', b"[1]"),
     (Type("jsonb"), b"[1, 2]", b"[2, 1]"),
     (Type("jsonb"), b"null", b"\\N"),
+    (Type("jsonb"), b'["\\u00fc"]', '["ö"]'.encode()),
+    (Type("jsonb"), b'["a\\u0022,\\u0022b"]', b'["a","b"]'),
+    (Type("jsonb"), b'["\\\\u00fc"]', '["ü"]'.encode()),  # a backslash and u00fc
+    (Type("jsonb"), '["\\u00fcü"]'.encode(), '["üÃ¼"]'.encode()),  # not Latin-1
     (Type("jsonb"), b"0.1", b"0.10000000000000001"),
     (Type("jsonb"), b"1e400", b"2" + b"0" * 400),
     (Type("jsonb"), b"1e0", b"true"),
@@ -52,6 +56,10 @@ SAME = [
     (Type("jsonb"), b"-0.0", b"0.0"),
     (Type("jsonb"), b'{"a":' * 600 + b"1e2" + b"}" * 600, b'{"a": ' * 600 + b"100" + b"}" * 600),
     (Type("jsonb"), b'"\\u00fc\\ud83d\\ude00\\n"', '"ü😀\\\\n"'.encode()),
+    (Type("jsonb"), b'["\\u00fc\\n", 1]', '["ü\\\\n", 1]'.encode()),
+    (Type("jsonb"), b'["\\\\u00fc\\u00fc"]', '["\\\\\\\\u00fcü"]'.encode()),
+    (Type("jsonb"), b'["\\u0041\\u00fc"]', '["Aü"]'.encode()),
+    (Type("jsonb"), '["ü\\u00fc"]'.encode(), '["üü"]'.encode()),
     (Type("jsonb"), b'{"a":1,"a":2}', b'{"a": 2}'),
     (Type("text[]"), b'["a", "\\u00fc"]', '["a","ü"]'.encode()),
     (Type("text[]"), b"null", b"[]"),

@@ -63,6 +63,7 @@ from sagewai_ops.export import ranges
 from sagewai_ops.export.export import Options
 from sagewai_ops.export.resumable import export_resumably
 ranges.RANGE_BYTES = 1
+ranges.RANGE_SECONDS = 0
 wanted = sys.argv[3]
 def kill(stage, done, total):
     if stage == wanted and done >= total > 0:
@@ -92,6 +93,7 @@ def home(original: Home, tmp_path: Path) -> Home:
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a range of each piece that the reader sends."""
     monkeypatch.setattr(ranges, "RANGE_BYTES", 1)
+    monkeypatch.setattr(ranges, "RANGE_SECONDS", 0)
 
 
 def resumed(
@@ -122,6 +124,13 @@ def rows_there(server: Server, database: str) -> dict[str, int]:
     """Return the rows that the schema records."""
     query = f"SELECT name, rows FROM {incoming.SCHEMA}.{incoming.ROWS_TABLE}"
     return {str(name): int(str(rows)) for name, rows in server.rows(database, query)}
+
+
+def options_of(server: Server, database: str, table: str) -> object:
+    """Return the storage parameters of a table of Sagewai, in whichever schema it is."""
+    query = f"SELECT reloptions FROM pg_class WHERE relname = '{table}'"
+    ((options,),) = server.rows(database, query)
+    return options
 
 
 def quiet(server: Server, database: str) -> None:
@@ -162,6 +171,7 @@ def test_a_second_run_sends_what_is_missing(home: Home, postgres: Server) -> Non
     assert 0 < there[LARGE] < 2000
     assert directory.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+    assert options_of(postgres, database, LARGE) == ["autovacuum_enabled=off"]
 
     report = resumed(home, postgres, database)
 
@@ -173,8 +183,23 @@ def test_a_second_run_sends_what_is_missing(home: Home, postgres: Server) -> Non
     assert parts.ranges > 1
     assert report.committed
     assert counts_of(postgres, database)[LARGE] == 2000
+    assert options_of(postgres, database, LARGE) is None
     assert schemas(postgres, database) == []
     assert not directory.exists()
+
+
+def test_a_range_of_many_bytes_lasts_its_time(
+    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a quick line there are few commits, and each table has one range."""
+    monkeypatch.setattr(ranges, "RANGE_BYTES", 1)
+    monkeypatch.setattr(ranges, "RANGE_SECONDS", 3600)
+
+    report = resumed(home, postgres, postgres.create())
+
+    assert report.committed
+    assert report.resumable is not None
+    assert report.resumable.ranges == len(report.tables)
 
 
 @pytest.mark.usefixtures("small_ranges")

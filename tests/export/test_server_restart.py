@@ -244,6 +244,7 @@ def test_a_resumable_move_is_continued(
     """Exit 19 with the next command; the ranges that were recorded are there, and no table is."""
     database = _durable(postgres, postgres.create())
     monkeypatch.setattr("sagewai_ops.export.ranges.RANGE_BYTES", 1)
+    monkeypatch.setattr("sagewai_ops.export.ranges.RANGE_SECONDS", 0)
     step, number = RESUMABLE[moment]
 
     def restart() -> None:
