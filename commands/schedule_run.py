@@ -57,7 +57,7 @@ def run_schedule(
     dry_run: DryRunOption = False,
 ) -> Outcome:
     """Parse, run at each time, print a line for each run."""
-    from sagewai_ops.fs.os_errors import from_os_error
+    from sagewai_ops.fs.os_errors import from_os_error, output_error
     from sagewai_ops.process.signals import describe_interruption
     from sagewai_ops.schedule.loop import Clock, Ended, ScheduleRuns, due_times, run_once
     from sagewai_ops.schedule.times import parse_every, parse_jitter
@@ -71,6 +71,7 @@ def run_schedule(
     random_delay = random.SystemRandom()
     command = [str(this_program()), *_global_words(run), "--json", *(words or [])]
     made = failed = 0
+    unwritten: OpsError | None = None
     describe_interruption("the schedule ends")
     run.terminal.note(f"next run of {name}: {_utc(times.next_after(clock.now()))}")
 
@@ -86,7 +87,13 @@ def run_schedule(
             problem = from_os_error(error, command[0])
             run.terminal.warning(f"run of {name}: not started: {problem.message}")
             ended = Ended(problem.exit_code, 0.0, None, is_reported=False)
-        _print(run, name, ended)
+        try:
+            _print(run, name, ended)
+        except BrokenPipeError:
+            raise  # nobody reads
+        except OSError as error:  # a full disk under a log prevents no later run
+            unwritten = output_error(error)
+            run.terminal.warning(f"run of {name}: no line: {unwritten.message}")
         if not ended.is_reported:
             _report(run, name, reporting, ended)
         if ended.interruption:
@@ -95,6 +102,8 @@ def run_schedule(
         failed += ended.exit_code != EXIT_DONE
         if made == runs:
             break
+    if unwritten:
+        raise unwritten
     return Outcome(
         ScheduleRuns(made, failed),
         lambda _terminal: None,

@@ -16,6 +16,7 @@ _TIME = re.compile(rf"(day|{'|'.join(_DAYS)})@([01]?[0-9]|2[0-3]):([0-5][0-9])")
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DAY_SECONDS = 86_400
+_MOST_SECONDS = 366 * _DAY_SECONDS
 _SOON_DAYS = 9  # a week, and a day on each side
 
 
@@ -52,14 +53,14 @@ def parse_every(text: str) -> Every:
     """Parse the times of a schedule.
 
     Raises:
-        UsageError: It is neither a time of day nor an interval.
+        UsageError: It is neither a time of day nor an interval of up to a year.
     """
     if match := _TIME.fullmatch(text.lower()):
         day, at = match[1], time(int(match[2]), int(match[3]))
         if day == "day":
             return Every(_DAY_SECONDS, at)
         return Every(7 * _DAY_SECONDS, at, _DAYS.index(day))
-    if seconds := _seconds(text):
+    if 0 < (seconds := _seconds(text)) <= _MOST_SECONDS:
         return Every(seconds)
     raise UsageError(
         f"--every {text}: not a time of day, nor an interval",

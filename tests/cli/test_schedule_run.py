@@ -69,6 +69,19 @@ def test_json_is_the_document_of_each_run(tmp_path: Path) -> None:
     assert listed["snapshots"][0]["tags"] == ["nightly"]
 
 
+def test_a_log_that_takes_no_line_prevents_no_run(tmp_path: Path) -> None:
+    """A full disk under the log: a warning for each run, and the schedule goes on."""
+    home = small(tmp_path / "home").root
+    words = ("--home", home, "schedule", "run", *NOW, 2, "--", "backup")
+    with open("/dev/full", "wb") as full, started(*words, stdout=full, text=True) as process:
+        _, err = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 13
+    assert err.count("warning: run of backup: no line: standard output: no space left") == 2
+    assert err.splitlines()[2].startswith("sagewai-ops: error: standard output: no space left")
+    assert len(list((tmp_path / "home.snapshots").glob("*.tar.zst"))) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_it_waits_ends_it(tmp_path: Path, number: signal.Signals) -> None:
     """At once, with the exit code of the signal and no traceback."""

@@ -71,7 +71,10 @@ def test_the_next_time_is_the_first_later_one(moment: float, hour: int, minute: 
     assert time.localtime(due).tm_min == minute
 
 
-@pytest.mark.parametrize("text", ["", "day", "day@24:00", "day@2:3", "noon@02:30", "0h", "6", "h"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "day", "day@24:00", "day@2:3", "noon@02:30", "0h", "6", "h", "367d", "999999d"],
+)
 def test_other_texts_are_refused(text: str) -> None:
     """With an example."""
     with pytest.raises(UsageError, match="--every"):

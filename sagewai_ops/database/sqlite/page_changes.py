@@ -94,8 +94,8 @@ def find_page_changes(
         with open_comparison(before) as comparison:
             compare_files(comparison, after, report)
     digest = comparison.digest
-    if not (before.stat().st_size or after.stat().st_size):  # SQLite has databases without pages
-        return PageChanges(0, 0, {name: [] for name in names}, digest)
+    if not (before.stat().st_size and after.stat().st_size):  # SQLite has databases without pages
+        return PageChanges(0, 0, dict.fromkeys(names), digest)
     with _open_pages(before) as old, _open_pages(after) as new:
         if old.page_size != new.page_size or old.usable != new.usable:
             return PageChanges(new.count, new.count, dict.fromkeys(names), digest)
