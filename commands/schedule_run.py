@@ -90,7 +90,7 @@ def run_schedule(
         try:
             _print(run, name, ended)
         except BrokenPipeError:
-            raise  # nobody reads
+            raise  # its reader has closed it
         except OSError as error:  # a full disk under a log prevents no later run
             unwritten = output_error(error)
             run.terminal.warning(f"run of {name}: no line: {unwritten.message}")
