@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from sagewai_ops.database.sqlite.connect import open_connection
-from sagewai_ops.database.sqlite.read_transaction import quoted, translate_errors
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.normalise import differing, differing_lists
 from sagewai_ops.export.convert.batch import Type
 from sagewai_ops.export.mapping.plan import REWRITTEN, join_columns
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.restore.conversion import ConversionPlan, ConvertedColumn, ConvertedTable
-from sagewai_ops.restore.row_writer import seconds_for
+from sagewai_ops.restore.row_writer import seconds_for, translate_build_errors
 from sagewai_ops.restore.server_rows import Block
 from sagewai_ops.restore.server_texts import ServerTexts
 from sagewai_ops.snapshots.server_database import StoredTable
@@ -54,7 +54,7 @@ def compare_database(
     count = byte_counter(progress, "compare", plan.bytes)
     seconds = seconds_for(plan.bytes)
     with (
-        translate_errors(database),
+        translate_build_errors(database),
         contextlib.closing(
             open_connection(database, is_immutable=True, least_seconds=seconds)
         ) as connection,

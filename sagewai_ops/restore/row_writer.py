@@ -109,6 +109,22 @@ def seconds_for(total: int) -> float:
 
 
 @contextlib.contextmanager
+def translate_build_errors(database: Path) -> Iterator[None]:
+    """Turn errors in the block into errors that name the database, which is being built.
+
+    A lack of memory is no damage of it.
+    """
+    with translate_errors(database):
+        try:
+            yield
+        except MemoryError as error:
+            raise OpsError(
+                f"database {database}: not enough memory to convert its rows",
+                hint="free -m; ulimit -v  # that of the machine, and that of this process",
+            ) from error
+
+
+@contextlib.contextmanager
 def open_target(database: Path, total: int) -> Iterator[sqlite3.Connection]:
     """Open a database to fill it, and leave it in WAL mode without sidecars.
 
@@ -298,7 +314,7 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError, EOFError, KeyboardInterrupt):
         path, total = marshal.loads(read_frame(requests)[1])  # noqa: S302 - of our parent
         try:
-            with translate_errors(Path(path)):
+            with translate_build_errors(Path(path)):
                 with open_target(Path(path), total) as connection:
                     _serve(connection, requests, results)
                 write_frame(results, _RESULT, marshal.dumps([]))

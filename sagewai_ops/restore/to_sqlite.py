@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from sagewai_ops.archive.reader import ArchiveReader
-from sagewai_ops.database.sqlite.read_transaction import quoted, translate_errors
+from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import VectorTable, read_vectors, vector_tables
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.normalise import unescaped
@@ -50,6 +50,7 @@ from sagewai_ops.restore.row_writer import (
     Writer,
     open_target,
     open_writer,
+    translate_build_errors,
 )
 from sagewai_ops.restore.server_rows import Block, read_rows, text_of
 from sagewai_ops.schema import sqlite_head
@@ -144,7 +145,7 @@ def build_database(
     building = _Building(plan, refuse)
     wanted = [*plan.stored, *plan.others.values()]
     count = byte_counter(progress, "convert", sum(table.bytes for table in wanted))
-    with translate_errors(database):
+    with translate_build_errors(database):
         with open_target(database, 0) as connection:
             warnings = tuple(building.prepare(connection))
         with open_writer(database, plan.bytes) as writer:

@@ -288,6 +288,22 @@ def test_a_writer_that_is_stopped_is_ended(
     assert [*tmp_path.iterdir()] == []
 
 
+def test_a_lack_of_memory_is_no_damage(
+    small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the server's rows nor of the database that is built of them."""
+
+    def fail(*_words: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(to_sqlite_module._Building, "_convert", fail)
+    answer = bring_back(small, tmp_path / "back")
+
+    assert (answer.code, len(answer.err.splitlines())) == (1, 2), answer.err
+    assert "not enough memory to convert its rows" in answer.err
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_what_sqlite_refuses_in_the_writer_is_reported(
     small: ServerHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
