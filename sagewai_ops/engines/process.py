@@ -258,8 +258,12 @@ def _size_of(directory: Path) -> int:
 
 @contextlib.contextmanager
 def _file_with(content: bytes) -> Iterator[int]:
-    """Yield an unlinked file with this content: a pipe would need a thread that fills it."""
-    with tempfile.TemporaryFile() as stream:
+    """Yield a file without a name with this content: a pipe would need a thread that fills it."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(os, "memfd_create"):  # a file in TMPDIR can have a name for a moment
+            stream = stack.enter_context(open(os.memfd_create("content"), "w+b"))
+        else:
+            stream = stack.enter_context(tempfile.TemporaryFile())
         stream.write(content)
         stream.flush()
         os.lseek(stream.fileno(), 0, os.SEEK_SET)
