@@ -46,6 +46,7 @@ from sagewai_ops.export.pipeline import comparer, sender, worker
 from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.fs import atomic
 from sagewai_ops.home.paths import Home
+from sagewai_ops.process import parent
 from sagewai_ops.process.interpreter import Interpreter
 from sagewai_ops.schema import migrate_postgres
 from sagewai_ops.schema import postgres_server as schema_server
@@ -278,8 +279,12 @@ def test_a_signal_ends_the_wait_for_a_commit_without_an_answer(
         over.set()
 
 
-def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_reading_process_that_dies_or_is_stopped_is_noticed(
+    home: Home, postgres: Server, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     """The copy is given up, the target is as it was."""
+    monkeypatch.setattr(parent, "_PAUSE_SECONDS", 0.1)
     database = at_head(postgres)
 
     def kill(stage: str, done: int, _total: int) -> None:
@@ -289,7 +294,7 @@ def test_a_reading_process_that_dies_is_noticed(home: Home, postgres: Server) ->
                 with contextlib.suppress(OSError):  # it has ended
                     words = Path(f"/proc/{child}/cmdline").read_bytes()
                     if b"pipeline.worker" in words:
-                        os.kill(int(child), signal.SIGKILL)
+                        os.kill(int(child), number)
 
     with pytest.raises(OpsError, match="worker process"):
         export(home, url_of(postgres, database), Options(), progress=kill)
