@@ -29,6 +29,7 @@ from sagewai_ops.archive.reader import (
     MAX_HEADER_BYTES,
     ArchiveReader,
     EntryChecks,
+    name_damaged,
 )
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
 from sagewai_ops.fs import beneath, locks
@@ -201,15 +202,12 @@ def open_mirror(root: Path) -> Iterator[DirectoryReader]:
             f"snapshot {root}: not a mirror of backup --format directory",
             hint="sagewai-ops snapshots list",
         )
-    with _lock(root) as descriptor:
-        try:
-            with contextlib.closing(DirectoryReader(descriptor)) as reader:
-                yield reader
-        except DamagedError as error:
-            raise type(error)(
-                f"{root}: {error.message}",
-                hint=error.hint or "sagewai-ops snapshots list",
-            ) from error
+    with (
+        _lock(root) as descriptor,
+        name_damaged(root),
+        contextlib.closing(DirectoryReader(descriptor)) as reader,
+    ):
+        yield reader
 
 
 def is_mirror(root: Path) -> bool:

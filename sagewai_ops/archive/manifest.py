@@ -340,7 +340,7 @@ def _is_link_allowed(entry: Entry) -> bool:
         and not entry.is_absolute
         and "\0" not in entry.target
         and len(entry.target) <= 4095
-        and _is_encodable(entry.target)
+        and is_text(entry.target)
     )
 
 
@@ -355,14 +355,14 @@ def is_safe_path(path: str) -> bool:
     return (
         0 < len(path) < 4096
         and "\0" not in path
-        and _is_encodable(path)
+        and is_text(path)
         and all(part not in ("", ".", "..") for part in parts)
     )
 
 
 def is_link_inside(path: str, target: str) -> bool:
     """Check whether the target of a link at `path` stays inside, name by name."""
-    if target.startswith("/") or "\0" in target or len(target) > 4095 or not _is_encodable(target):
+    if target.startswith("/") or "\0" in target or len(target) > 4095 or not is_text(target):
         return False
     depth = path.count("/")
     for part in target.split("/"):
@@ -372,15 +372,6 @@ def is_link_inside(path: str, target: str) -> bool:
             depth += 1
         if depth < 0:
             return False
-    return True
-
-
-def _is_encodable(text: str) -> bool:
-    """Check whether a name has bytes: JSON allows surrogates that represent none (PEP 383)."""
-    try:
-        text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return False
     return True
 
 

@@ -12,10 +12,10 @@ from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
 from sagewai_ops.archive.directory_reader import open_mirror
 from sagewai_ops.archive.input import ArchiveInput, EncryptedInput, PlainInput
 from sagewai_ops.archive.manifest import Header
-from sagewai_ops.archive.reader import ArchiveReader, read_header
+from sagewai_ops.archive.reader import ArchiveReader, name_damaged, read_header
 from sagewai_ops.archive.remote_input import RemoteInput, RemoteStream
 from sagewai_ops.archive.repository_reader import open_repository
-from sagewai_ops.errors import DamagedError, NotFoundError
+from sagewai_ops.errors import NotFoundError
 from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.records import dataclass
@@ -53,18 +53,6 @@ def open_archive(
         return
     with _open_stream(path, spool) as stream, name_damaged(path):
         yield ArchiveReader(_open_input(stream, path, decryption))
-
-
-@contextlib.contextmanager
-def name_damaged(path: Path) -> Iterator[None]:
-    """Add the path of an archive to the errors about damage in the block."""
-    try:
-        yield
-    except DamagedError as error:
-        raise type(error)(
-            f"{path}: {error.message}",
-            hint=error.hint or "sagewai-ops snapshots list",
-        ) from error
 
 
 def read_archive(path: Path) -> Iterator[bytes]:

@@ -15,6 +15,7 @@ import os
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
 from sagewai_ops.archive.digest import MemberDigest, ThreadedDigest, Written
@@ -221,6 +222,18 @@ class ArchiveReader:
 
     def _decompress(self, frames: Sequence[Frame]) -> Iterator[bytes]:
         return decompress_frames(frames, self._source.read_spans(_spans(frames), None))
+
+
+@contextlib.contextmanager
+def name_damaged(path: Path) -> Iterator[None]:
+    """Add the path of an archive to the errors about damage in the block."""
+    try:
+        yield
+    except DamagedError as error:
+        raise type(error)(
+            f"{path}: {error.message}",
+            hint=error.hint or "sagewai-ops snapshots list",
+        ) from error
 
 
 def read_header(source: ArchiveInput, table: FrameTable) -> Header:

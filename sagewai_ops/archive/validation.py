@@ -14,12 +14,9 @@ Shape = Callable[[object], bool]
 
 
 def is_text(value: object) -> bool:
-    """Check whether a value is a string that can be printed and stored."""
-    return isinstance(value, str) and _is_encodable(value)
-
-
-def _is_encodable(value: str) -> bool:
-    """Check whether a string can be encoded: JSON allows surrogates that represent no byte."""
+    """Check whether a value is a string that has bytes: JSON allows other surrogates (PEP 383)."""
+    if not isinstance(value, str):
+        return False
     try:
         value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

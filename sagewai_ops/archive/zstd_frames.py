@@ -89,7 +89,6 @@ class FrameTable:
 
     Attributes:
         frames: In the order of the stream.
-        trailer_offset: End of the bytes that the digest covers.
         manifest_start: Offset of the manifest's tar header in the tar stream; a frame starts there.
         sha256: Of the archive's bytes before the trailer.
         mac: The HMAC in the trailer, zeros if the writer had no key; empty in version 1.
@@ -97,7 +96,6 @@ class FrameTable:
     """
 
     frames: tuple[Frame, ...]
-    trailer_offset: int
     manifest_start: int
     sha256: bytes
     mac: bytes = b""
@@ -382,7 +380,7 @@ def parse_frame_table(tail: bytes, archive_bytes: int) -> FrameTable:
         or not any(frame.start == manifest_start for frame in frames[1:])
     ):
         raise DamagedError("archive: seek table does not match the content")
-    return FrameTable(tuple(frames), offset, manifest_start, digest, mac, archive_bytes)
+    return FrameTable(tuple(frames), manifest_start, digest, mac, archive_bytes)
 
 
 def _decode_trailer(trailer: bytes) -> tuple[int, bytes, bytes]:

@@ -19,8 +19,7 @@ from pathlib import Path
 
 from sagewai_ops.archive.directory_reader import open_mirror
 from sagewai_ops.archive.manifest import Entry, EntryType
-from sagewai_ops.archive.open import name_damaged
-from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.archive.reader import ArchiveReader, name_damaged
 from sagewai_ops.archive.repository_reader import open_repository
 from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.recipients import has_plain_history

@@ -16,13 +16,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted, quoted_text
 from sagewai_ops.errors import DifferenceError, UsageError
 from sagewai_ops.export.convert import value
 from sagewai_ops.export.load import refusals_of_rows
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import open_copy
-from sagewai_ops.export.mapping.target_catalog import TargetTable
+from sagewai_ops.export.mapping.target_catalog import TargetTable, with_referring
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes, drop_references
 from sagewai_ops.export.pipeline.sender import SendResult, Worker, send_tables
 from sagewai_ops.export.validate.repair_overlay import REFUSED, REPAIRED
@@ -118,7 +118,7 @@ async def apply_delta(
                         statements, is_certain = await drop_references(connection, name)
                         dropped += statements
                         if not is_certain:
-                            delta.uncertain |= _referring(targets, name)
+                            delta.uncertain |= with_referring(targets, [name])
                     keys.append(key_of(left))
                     delta.deleted[name] = delta.deleted.get(name, 0) + 1
                 if right is not None:
@@ -158,8 +158,8 @@ def discard_changes(copy: Path) -> None:
 
 def is_changed(table: str) -> str:
     """Return the condition of the rows that were sent, in SQL of SQLite."""
-    owner = "'" + table.replace("'", "''") + "'"
-    return f"{quoted(table)}.rowid IN (SELECT row FROM {CHANGED} WHERE owner = {owner})"
+    wanted = f"SELECT row FROM {CHANGED} WHERE owner = {quoted_text(table)}"
+    return f"{quoted(table)}.rowid IN ({wanted})"
 
 
 def select_rows(
@@ -260,20 +260,6 @@ def _united(rows: list[int] | None, others: set[int]) -> list[int] | None:
     if rows is None or not others:
         return rows
     return sorted(others.union(rows))
-
-
-def _referring(targets: Mapping[str, TargetTable], name: str) -> set[str]:
-    """Return the tables that refer to a table, directly or not."""
-    found = {name}
-    while True:
-        more = {
-            table.name
-            for table in targets.values()
-            if any(key.parent in found for key in table.foreign_keys)
-        }
-        if more <= found:
-            return found
-        found |= more
 
 
 def _differing(

@@ -119,7 +119,8 @@ async def finish(
             await incoming.resume_autovacuum(connection, large_tables(plan))
             session = Session(connection, found.version, migrated=True)
             session.tables = _with_searched(await read_tables(connection), state)
-            await _constrain(run, session, comparer, plan, state, there)
+            with refusals_of_rows():
+                await _constrain(run, session, comparer, plan, state, there)
             await incoming.move_to(connection, _unquoted(found.schema))
             with timed(report, "learnings"):
                 report.learnings = await learnings.copy_learnings(
@@ -135,6 +136,10 @@ async def finish(
             await end_session(session)
     except FindingsError:
         return True
+    except RefusedByServerError as error:
+        raise DifferenceError(
+            f"table {error.table}: {error.constraint}: {error.message}"
+        ) from error
     finally:
         report.committed = session is not None and session.committed
     report.cut_over = cut_over_of(work)
@@ -178,26 +183,9 @@ async def _constrain(
     """Compare every row, create the indexes and the foreign keys, and set the sequences.
 
     Raises:
-        DifferenceError: The rows are not those of the copy, or the server refuses an index or a
-            foreign key for them.
+        DifferenceError: The rows are not those of the copy.
+        RefusedByServerError: The server refuses an index or a foreign key for them.
     """
-    try:
-        with refusals_of_rows():
-            await _compare(run, session, comparer, plan, state, there)
-    except RefusedByServerError as error:
-        raise DifferenceError(
-            f"table {error.table}: {error.constraint}: {error.message}"
-        ) from error
-
-
-async def _compare(
-    run: Run,
-    session: Session,
-    comparer: Worker,
-    plan: Plan,
-    state: Unfinished,
-    there: incoming.Progress,
-) -> None:
     work, report, connection = run.work, run.report, session.connection
     await connection.execute(f"SET LOCAL maintenance_work_mem = '{INDEX_MEMORY}'")
     await connection.execute(SCAN_SETTINGS)

@@ -40,13 +40,12 @@ from sagewai_ops.export.export import (
 from sagewai_ops.export.mapping.plan import Plan
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.pipeline.sender import SendResult, start_workers
-from sagewai_ops.export.report import Report, TableReport
+from sagewai_ops.export.report import Report, TableReport, discard_files
 from sagewai_ops.export.results import CatchUp
 from sagewai_ops.export.sequences import set_sequences
 from sagewai_ops.export.target_session import PLAN, Session
 from sagewai_ops.export.validate.repair_overlay import REFUSED, REPAIRED
 from sagewai_ops.export.validate.validator import FAIL
-from sagewai_ops.fs import beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
 from sagewai_ops.process.command_output import run_command
@@ -257,7 +256,7 @@ class LiveFirst:
         if work.options.policy == FAIL:
             report.findings = report.open_findings = schema.findings
         else:
-            _discard_files(report)
+            discard_files(report)
             plan = await settle_values(work, schema, session)
         return plan, changes
 
@@ -390,14 +389,6 @@ def _describe(caught_up: CatchUp, changes: PageChanges, delta: Delta, compared: 
     caught_up.deleted, caught_up.sent = sum(delta.deleted.values()), sum(delta.sent.values())
     caught_up.compared_again, caught_up.sampled = compared.changed, compared.sampled
     caught_up.compared_whole = compared.whole
-
-
-def _discard_files(report: Report) -> None:
-    """Remove the lists of repaired and refused values of the first copy."""
-    for file in report.files.values():
-        with translate_os_errors(Path(file)), contextlib.suppress(FileNotFoundError):
-            beneath.unlink(file)
-    report.files.clear()
 
 
 def _second(first: Path) -> Path:

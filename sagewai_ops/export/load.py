@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.postgres.connection import bounded, first_line
+from sagewai_ops.database.postgres.connection import bounded, first_line, open_savepoint
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.compare.rows import Result
 from sagewai_ops.export.mapping.plan import Plan
+from sagewai_ops.export.mapping.target_catalog import with_referring
 from sagewai_ops.export.pipeline.comparer import Comparison, open_comparison
 from sagewai_ops.export.pipeline.deferred_indexes import (
     DEFERRED_ROWS,
@@ -206,15 +207,11 @@ async def defer_indexes(session: Session, plan: Plan) -> DeferredIndexes:
     large = large_tables(plan)
     if not large:
         return DeferredIndexes({}, ())
-    savepoint = session.connection.transaction()
-    await savepoint.start()
     try:
-        deferred = await drop_indexes(session.connection, large)
+        async with open_savepoint(session.connection):
+            return await drop_indexes(session.connection, large)
     except asyncpg.DependentObjectsStillExistError:
-        await savepoint.rollback()
         return DeferredIndexes({}, ())
-    await savepoint.commit()
-    return deferred
 
 
 async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
@@ -226,16 +223,7 @@ async def _truncate_large(session: Session, plan: Plan) -> frozenset[str]:
     Returns:
         The truncated tables; none where the server does not allow it.
     """
-    names = set(large_tables(plan))
-    while True:
-        referring = {
-            table.name
-            for table in session.tables.values()
-            if any(key.parent in names for key in table.foreign_keys)
-        }
-        if referring <= names:
-            break
-        names |= referring
+    names = with_referring(session.tables, large_tables(plan))
     return frozenset(names if await truncate(session.connection, names) else ())
 
 
@@ -245,15 +233,12 @@ async def truncate(connection: asyncpg.Connection[asyncpg.Record], names: Collec
 
     if not names:
         return False
-    savepoint = connection.transaction()
-    await savepoint.start()
+    listed = ", ".join(quoted(name) for name in sorted(names))
     try:
-        listed = ", ".join(quoted(name) for name in sorted(names))
-        await connection.execute(f"TRUNCATE TABLE {listed}")
+        async with open_savepoint(connection):
+            await connection.execute(f"TRUNCATE TABLE {listed}")
     except asyncpg.PostgresError:
-        await savepoint.rollback()
         return False
-    await savepoint.commit()
     return True
 
 

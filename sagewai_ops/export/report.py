@@ -147,10 +147,7 @@ def finish_report(report: Report, path: Path | None) -> None:
         NoSpaceError, PermissionDeniedError, OpsError: It cannot be written.
     """
     if report.purpose == MOVE and not report.committed:
-        for file in report.files.values():
-            with translate_os_errors(Path(file)), contextlib.suppress(FileNotFoundError):
-                beneath.unlink(file)
-        report.files.clear()
+        discard_files(report)
     if path is not None:
         report.files["report"] = str(path)
         try:
@@ -160,6 +157,14 @@ def finish_report(report: Report, path: Path | None) -> None:
             if not report.committed:
                 raise
             report.warnings.append(f"report not written: {error.message}")
+
+
+def discard_files(report: Report) -> None:
+    """Remove the lists of repaired and refused values that were written."""
+    for file in report.files.values():
+        with translate_os_errors(Path(file)), contextlib.suppress(FileNotFoundError):
+            beneath.unlink(file)
+    report.files.clear()
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import open_savepoint
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.errors import DifferenceError
 from sagewai_ops.export.mapping.plan import Plan
@@ -56,10 +57,8 @@ async def _set_sequence(
     if highest is None or highest < 1:
         return 0  # no sequence of Sagewai's begins before 1
     await _restart(server, target, column, highest + 1)
-    savepoint = server.transaction()
-    await savepoint.start()
-    number = await _insert(server, target, column)
-    await savepoint.rollback()
+    async with open_savepoint(server, is_trial=True):
+        number = await _insert(server, target, column)
     if number <= highest:
         raise DifferenceError(
             f"table {target.name}: an insert would get {column.name} {number}, which exists"

@@ -183,14 +183,11 @@ async def _lock(session: Session, purpose: str, url: PostgresUrl) -> None:
         raise postgres_connection.foreign_code_error(url.display, *foreign)
     if purpose == MOVE and not session.migrated:
         names = ", ".join(map(quoted, sorted(session.tables)))
-        savepoint = connection.transaction()
-        await savepoint.start()
         try:
-            await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE NOWAIT")
+            async with postgres_connection.open_savepoint(connection):
+                await connection.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE NOWAIT")
         except asyncpg.LockNotAvailableError as error:
-            await savepoint.rollback()
             raise await _busy_error(connection, url) from error
-        await savepoint.commit()
     with_rows = await _tables_with_rows(connection, session.tables)
     if with_rows:
         raise TargetBusyError(

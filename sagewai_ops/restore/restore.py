@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sagewai_ops.archive.open import name_damaged, open_archive
-from sagewai_ops.archive.reader import ArchiveReader
+from sagewai_ops.archive.open import open_archive
+from sagewai_ops.archive.reader import ArchiveReader, name_damaged
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors

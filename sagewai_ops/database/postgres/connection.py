@@ -177,7 +177,7 @@ async def open_transaction(
 ) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """Open a connection for the block, in a transaction that is committed at its end.
 
-    An error rolls back. Savepoints are `connection.transaction()`. A block that has to control the
+    An error rolls back. Savepoints are `open_savepoint`. A block that has to control the
     end executes COMMIT or ROLLBACK itself, as its last statement. A role's limits are disabled,
     those in the URL are not.
 
@@ -227,6 +227,26 @@ async def keep_connection(
             raise
         finally:
             await _close(connection)
+
+
+@asynccontextmanager
+async def open_savepoint(
+    connection: asyncpg.Connection[asyncpg.Record], *, is_trial: bool = False
+) -> AsyncIterator[None]:
+    """Open a savepoint for the block: an error of the server rolls it back, a trial always.
+
+    After a signal nothing is sent: `open_transaction` closes the connection, without a wait.
+    """
+    import asyncpg
+
+    savepoint = connection.transaction()
+    await savepoint.start()
+    try:
+        yield
+    except asyncpg.PostgresError:
+        await savepoint.rollback()
+        raise
+    await (savepoint.rollback() if is_trial else savepoint.commit())
 
 
 async def _commit(

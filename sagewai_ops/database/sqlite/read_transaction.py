@@ -360,6 +360,11 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def quoted_text(text: str) -> str:
+    """Quote a text for SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def in_utf8(column: str) -> str:
     """Return the SQL of a value for `utf8_rows`: texts and numbers in UTF-8, blobs unchanged."""
     return f"CASE typeof({column}) WHEN 'blob' THEN {column} ELSE CAST({column} AS TEXT) END"

@@ -22,7 +22,7 @@ from sagewai_ops.export.compare.audit_chain import trail_of
 from sagewai_ops.export.compare.normalise import NULL, differing, unescaped
 from sagewai_ops.export.convert.batch import Column
 from sagewai_ops.export.mapping.plan import PlannedTable
-from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION
+from sagewai_ops.export.mapping.source_rows import compared_expression
 from sagewai_ops.records import dataclass
 
 ROWS_AT_ONCE = 200
@@ -199,14 +199,7 @@ class ComparisonInOrder:
 
 def key_expressions(table: PlannedTable) -> list[str]:
     """Return the expressions of the key's columns in the source, as the server's texts."""
-    keys = []
-    for name in table.key:
-        column = next(column for column in table.columns if column.name == name)
-        if column.target.type.name == "uuid":
-            keys.append(f"CAST({UUID_FUNCTION}(CAST({column.expression} AS BLOB)) AS TEXT)")
-        else:
-            keys.append(f"CAST({column.expression} AS TEXT)")
-    return keys
+    return [f"CAST({compared_expression(table.column(name))} AS TEXT)" for name in table.key]
 
 
 def key_query(table: PlannedTable) -> str:

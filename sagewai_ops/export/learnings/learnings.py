@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,20 +65,14 @@ async def copy_learnings(
         UsageError: The server lacks pgvector.
         DifferenceError: The rows stored differ from those sent.
     """
-    done = Learnings(choice, list_learnings(copy))
-    if choice == KEEP or not done.tables:
-        return done
-    with open_copy(copy) as source:
-        has_extension = load_extension(source)
-        await _prepare_target(source, choice, server)
-        tally = Tally()
-        for rows, result in _fitting(source, done, tally, has_extension=has_extension):
-            copy_rows = memory_facts.copy_facts if choice == FACTS else pgvector.copy_vectors
-            started = time.monotonic()
-            await copy_rows(server, rows, result, progress)
-            result.seconds = time.monotonic() - started
-        done.findings = tally.findings()
-    return done
+    copy_rows = memory_facts.copy_facts if choice == FACTS else pgvector.copy_vectors
+
+    async def copy_table(rows: Rows, result: VectorCopy) -> None:
+        started = time.monotonic()
+        await copy_rows(server, rows, result, progress)
+        result.seconds = time.monotonic() - started
+
+    return await _for_each_table(copy, choice, server, copy_table)
 
 
 async def check(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:
@@ -87,27 +81,33 @@ async def check(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Reco
     Raises:
         TargetBusyError, UsageError: As in `copy_learnings`.
     """
+    check_rows = memory_facts.check_rows if choice == FACTS else pgvector.check_rows
+    return await _for_each_table(
+        copy, choice, server, lambda rows, _result: check_rows(server, rows)
+    )
+
+
+async def _for_each_table(
+    copy: Path,
+    choice: str,
+    server: asyncpg.Connection[asyncpg.Record],
+    action: Callable[[Rows, VectorCopy], Awaitable[None]],
+) -> Learnings:
+    """Prepare the target, and run the action for each table that it can store."""
     done = Learnings(choice, list_learnings(copy))
     if choice == KEEP or not done.tables:
         return done
     with open_copy(copy) as source:
         has_extension = load_extension(source)
-        await _prepare_target(source, choice, server)
+        if choice == PGVECTOR:
+            await pgvector.ensure_extension(server)
+        elif any(memory_facts.makes_facts(table) for table in vector_tables(source)):
+            await memory_facts.make_table(server)
         tally = Tally()
-        check_rows = memory_facts.check_rows if choice == FACTS else pgvector.check_rows
-        for rows, _ in _fitting(source, done, tally, has_extension=has_extension):
-            await check_rows(server, rows)
+        for rows, result in _fitting(source, done, tally, has_extension=has_extension):
+            await action(rows, result)
         done.findings = tally.findings()
     return done
-
-
-async def _prepare_target(
-    source: sqlite3.Connection, choice: str, server: asyncpg.Connection[asyncpg.Record]
-) -> None:
-    if choice == PGVECTOR:
-        await pgvector.ensure_extension(server)
-    elif any(memory_facts.makes_facts(table) for table in vector_tables(source)):
-        await memory_facts.make_table(server)
 
 
 async def verify(copy: Path, choice: str, server: asyncpg.Connection[asyncpg.Record]) -> Learnings:

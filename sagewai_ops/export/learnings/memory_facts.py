@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.postgres.connection import first_line
+from sagewai_ops.database.postgres.connection import first_line, open_savepoint
 from sagewai_ops.database.sqlite.vectors import VectorRow, VectorTable
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.export.learnings.vector_rows import (
@@ -145,11 +145,9 @@ async def _refuse_large(
 
     if len(content) < SUSPICIOUS_CHARACTERS:
         return
-    trial = server.transaction()
-    await trial.start()
+    query = "SELECT pg_catalog.to_tsvector('english', $1::text) IS NULL"
     try:
-        await server.fetchval("SELECT pg_catalog.to_tsvector('english', $1::text) IS NULL", content)
+        async with open_savepoint(server, is_trial=True):
+            await server.fetchval(query, content)
     except asyncpg.PostgresError as error:
         rows.refuse(row.key, "too-large", CONTENT, first_line(error))
-    finally:
-        await trial.rollback()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted, quoted_text
 from sagewai_ops.database.sqlite.vec0 import vector_tables
 from sagewai_ops.export.convert.batch import Target, Type
 from sagewai_ops.export.mapping.findings import Finding
@@ -99,9 +99,9 @@ class PlannedTable:
         """Return the SQL after FROM that reads the rows."""
         return quoted(self.name) + (f" WHERE {self.where}" if self.where else "")
 
-    def expression(self, column: str) -> str:
-        """Return the expression of a column."""
-        return next(planned.expression for planned in self.columns if planned.name == column)
+    def column(self, name: str) -> PlannedColumn:
+        """Return a column by its name."""
+        return next(column for column in self.columns if column.name == name)
 
     def has_columns(self, columns: tuple[str, ...]) -> bool:
         """Return whether all of these columns are exported."""
@@ -243,7 +243,7 @@ def _literal(kind: Type, default: str) -> str:
     """Return a default of the server as a literal of SQLite, of the class that is stored."""
     if kind.name in ("integer", "double"):
         return default
-    return "'" + default.replace("'", "''") + "'"
+    return quoted_text(default)
 
 
 def _exists(source: sqlite3.Connection, name: str) -> bool:

@@ -15,7 +15,7 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.convert.batch import Column
 from sagewai_ops.export.convert.value import uuid_of
 from sagewai_ops.export.mapping.findings import format_key
-from sagewai_ops.export.mapping.plan import PlannedTable
+from sagewai_ops.export.mapping.plan import PlannedColumn, PlannedTable
 
 # With more rows, a batch is no faster for each row, and exceeds the processor's cache.
 BATCH_ROWS = 200
@@ -45,6 +45,13 @@ def open_copy(path: Path, *, writable: bool = False) -> Iterator[sqlite3.Connect
         yield connection
     finally:
         connection.close()
+
+
+def compared_expression(column: PlannedColumn) -> str:
+    """Return the SQL of a column's values of which two are equal if they are on the server."""
+    if column.target.type.name == "uuid":
+        return f"{UUID_FUNCTION}(CAST({column.expression} AS BLOB))"
+    return column.expression
 
 
 def read_batches(

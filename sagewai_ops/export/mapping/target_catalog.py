@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.export.convert.batch import Type
@@ -213,6 +213,20 @@ async def read_tables(
         for name in columns
         if name != VERSION_TABLE
     }
+
+
+def with_referring(tables: Mapping[str, TargetTable], names: Iterable[str]) -> set[str]:
+    """Return the names of tables, and of those that refer to them, directly or not."""
+    found = set(names)
+    while True:
+        referring = {
+            table.name
+            for table in tables.values()
+            if any(key.parent in found for key in table.foreign_keys)
+        }
+        if referring <= found:
+            return found
+        found |= referring
 
 
 @functools.cache

@@ -12,10 +12,11 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from sagewai_ops.database.postgres.connection import open_savepoint
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
-from sagewai_ops.export.mapping.source_rows import UUID_FUNCTION, read_key_text
+from sagewai_ops.export.mapping.source_rows import compared_expression, read_key_text
 from sagewai_ops.export.mapping.target_catalog import Check, ForeignKey, TargetTable
 from sagewai_ops.records import dataclass
 
@@ -48,7 +49,8 @@ def rows_of(table: PlannedTable, columns: tuple[str, ...], *, extra: str = "") -
         extra: More of the table's own columns, quoted, each after a comma.
     """
     keys = [
-        f"{_compared_expression(table, name)} AS k{number}" for number, name in enumerate(columns)
+        f"{compared_expression(table.column(name))} AS k{number}"
+        for number, name in enumerate(columns)
     ]
     return f"(SELECT rowid AS row, {', '.join(keys)}{extra} FROM {table.source()})"
 
@@ -127,13 +129,6 @@ def count_and_keys(
     return count, tuple(read_key_text(source, table, row) for row in first)
 
 
-def _compared_expression(table: PlannedTable, name: str) -> str:
-    column = next(column for column in table.columns if column.name == name)
-    if column.target.type.name == "uuid":
-        return f"{UUID_FUNCTION}(CAST({column.expression} AS BLOB))"
-    return column.expression
-
-
 def _orphan(
     source: sqlite3.Connection,
     table: PlannedTable,
@@ -196,17 +191,14 @@ async def _refused_of(
     import asyncpg
 
     arguments = [[_text(value) for value in column] for column in zip(*combinations, strict=True)]
-    trial = server.transaction()
-    await trial.start()
     try:
-        records = await server.fetch(query, *arguments)
+        async with open_savepoint(server, is_trial=True):
+            records = await server.fetch(query, *arguments)
     except asyncpg.DataError:
         if len(combinations) == 1:
             return []  # the value is a finding of its own
     else:
         return [combinations[record["n"] - 1] for record in records]
-    finally:
-        await trial.rollback()
     return [
         refused
         for combination in combinations

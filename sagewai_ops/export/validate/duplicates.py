@@ -191,7 +191,7 @@ def _repair(table: PlannedTable, columns: tuple[str, ...], column: str, ranked: 
     if (table.name, column) in REWRITTEN:
         # The key of the row on SQLite: longer, and unique.
         value = f"(SELECT t.{quoted(column)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
-    elif next(each for each in table.columns if each.name == column).target.type.name == "text":
+    elif table.column(column).target.type.name == "text":
         key = " || ',' || ".join(
             f"(SELECT t.{quoted(name)} FROM {quoted(table.name)} t WHERE t.rowid = row)"
             for name in table.key

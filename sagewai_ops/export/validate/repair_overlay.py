@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted, quoted_text
 from sagewai_ops.export.convert.value import Stored
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import read_key
@@ -217,11 +217,11 @@ def _row_as_json(row: dict[str, Any]) -> dict[str, object]:
 
 def _overlaid(table: PlannedTable, repaired: set[str], refused: int) -> PlannedTable:
     row = f"{quoted(table.name)}.rowid"
-    owner = _quoted_text(table.name)
+    owner = quoted_text(table.name)
     columns = []
     for column in table.columns:
         if column.name in repaired:
-            where_value = f"owner = {owner} AND name = {_quoted_text(column.name)} AND row = {row}"
+            where_value = f"owner = {owner} AND name = {quoted_text(column.name)} AND row = {row}"
             found = f"(SELECT value FROM {REPAIRED} WHERE {where_value})"
             expression = (
                 f"CASE WHEN EXISTS (SELECT 1 FROM {REPAIRED} WHERE {where_value}) THEN {found}"
@@ -236,7 +236,3 @@ def _overlaid(table: PlannedTable, repaired: set[str], refused: int) -> PlannedT
     return dataclasses.replace(
         table, columns=tuple(columns), rows=table.rows - refused, where=where
     )
-
-
-def _quoted_text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

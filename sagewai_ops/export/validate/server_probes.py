@@ -10,7 +10,7 @@ import sqlite3
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sagewai_ops.database.postgres.connection import first_line
+from sagewai_ops.database.postgres.connection import first_line, open_savepoint
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.convert.batch import SIGNATURE, TRAILER, encode_batch
 from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
@@ -50,23 +50,20 @@ async def find_large_index_rows(
         encoded = _encode_row(source, table, row)
         if encoded is None:
             continue  # a value of it is a finding
-        trial = server.transaction()
-        await trial.start()
         try:
-            await server.copy_to_table(
-                PROBE,
-                schema_name="pg_temp",
-                source=_once(encoded),
-                columns=[column.name for column in table.columns],
-                format="binary",
-            )
+            async with open_savepoint(server, is_trial=True):
+                await server.copy_to_table(
+                    PROBE,
+                    schema_name="pg_temp",
+                    source=_once(encoded),
+                    columns=[column.name for column in table.columns],
+                    format="binary",
+                )
         except asyncpg.PostgresError as error:
             if error.sqlstate != _TOO_LARGE:
                 raise
             refused.append(row)
             message = message or first_line(error)
-        finally:
-            await trial.rollback()
     await server.execute(f"DROP TABLE pg_temp.{PROBE}")
     if not refused:
         return []
