@@ -11,7 +11,9 @@ import dataclasses
 from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+Record = TypeVar("Record")
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -25,6 +27,16 @@ else:
             return _decorate(cls, frozen=frozen, eq=eq)
 
         return decorate
+
+
+def from_fields(cls: type[Record], source: object, /, **others: Any) -> Record:
+    """Return a record with these values, and those of the source for its other fields.
+
+    Raises:
+        AttributeError: The source has no attribute with the name of such a field.
+    """
+    names = [each.name for each in dataclasses.fields(cast("Any", cls)) if each.name not in others]
+    return cls(**others, **{name: getattr(source, name) for name in names})
 
 
 def _decorate(cls: type, *, frozen: bool, eq: bool) -> type:

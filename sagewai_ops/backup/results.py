@@ -1,13 +1,12 @@
 """The result of `backup` as its JSON has it: docs/json.md."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
 from sagewai_ops.backup.report import BackupReport
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.omissions import OmittedEntry
 from sagewai_ops.snapshots.prune import (
@@ -69,8 +68,7 @@ class RetentionResult:
     @classmethod
     def build(cls, pruned: PruneResult) -> "RetentionResult":
         """Build the result from a prune."""
-        names = [field.name for field in dataclasses.fields(pruned)]
-        return cls(applied=True, **{name: getattr(pruned, name) for name in names})
+        return from_fields(cls, pruned, applied=True, problem=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,50 +157,31 @@ class BackupResult:
     @classmethod
     def build(cls, report: BackupReport) -> "BackupResult":
         """Build the result from a report."""
-        return cls(
-            id=report.id,
-            format="directory" if report.format == "directory" else "archive",
-            sequence=report.sequence,
+        quality, last_read_at = report.quality, report.last_read_at
+        return from_fields(
+            cls,
+            report,
             archive=report.path,
             created_at=f"{report.created_at:%Y-%m-%dT%H:%M:%SZ}",
-            archive_bytes=report.archive_bytes,
-            archive_sha256=report.archive_sha256,
-            content_bytes=report.content_bytes,
-            files=report.files,
-            kept_files=report.kept_files,
             encrypted=report.is_encrypted,
-            key_custody="sealed" if report.custody == "sealed" else "exclude",
-            key_fingerprint=report.key_fingerprint,
+            key_custody=report.custody,
             database=report.database.record if report.database else None,
-            keys=report.keys,
             left_out=tuple(
                 OmissionResult(
                     item.path, cast("OmissionReason", item.reason.name.lower()), item.detail
                 )
                 for item in report.omissions
             ),
-            unstable=report.unstable,
-            followed=report.followed,
-            external=report.external,
-            outside_links=report.outside_links,
-            swept=report.swept,
-            notes=report.notes,
-            tags=report.tags,
-            complete=report.quality.is_complete,
-            sound=report.quality.is_sound,
-            plausible=report.quality.is_plausible,
-            omitted=report.quality.omitted,
-            damaged=report.quality.damaged,
-            accepted=report.quality.accepted,
-            changes=report.quality.changes,
-            compared_with=report.quality.compared_with or None,
-            change_accepted=report.quality.is_change_accepted,
-            engine=report.engine,
-            without_database=report.without_database,
-            server=report.server,
-            read_back_bytes=report.read_back_bytes,
-            reused_files=report.reused_files,
-            last_read_at=f"{report.last_read_at:%Y-%m-%dT%H:%M:%SZ}"
-            if report.last_read_at
-            else None,
+            complete=quality.is_complete,
+            sound=quality.is_sound,
+            plausible=quality.is_plausible,
+            omitted=quality.omitted,
+            damaged=quality.damaged,
+            accepted=quality.accepted,
+            changes=quality.changes,
+            compared_with=quality.compared_with or None,
+            change_accepted=quality.is_change_accepted,
+            retention=None,
+            copies=(),
+            last_read_at=f"{last_read_at:%Y-%m-%dT%H:%M:%SZ}" if last_read_at else None,
         )

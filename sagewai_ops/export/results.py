@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, TypedDict, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Literal, TypedDict, TypeVar, cast
 
 from sagewai_ops import __version__
 from sagewai_ops.export.compare.rows import Difference
 from sagewai_ops.export.learnings.vector_rows import VectorCopy
 from sagewai_ops.export.mapping.findings import Finding, count_rows
 from sagewai_ops.export.sequences import SetSequence
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 
 if TYPE_CHECKING:
     from sagewai_ops.export.compare.rows import Result
-    from sagewai_ops.export.report import Report
+    from sagewai_ops.export.report import Report, TableReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,75 +166,58 @@ class ExportResult:
 
 def describe_report(report: Report) -> ExportResult:
     """Return the result of an export."""
-    return ExportResult(
+    learnings, caught_up = report.learnings, report.caught_up
+    return from_fields(
+        ExportResult,
+        report,
         format="sagewai-ops export 1",
         program=f"sagewai-ops {__version__}",
-        purpose=report.purpose,  # type: ignore[arg-type]
         started_at=f"{report.started_at:%Y-%m-%dT%H:%M:%SZ}",
         source=str(report.source),
-        target=report.target,
-        server=report.server,
-        policy=report.policy,  # type: ignore[arg-type]
-        committed=report.committed,
-        migrated=report.migrated,
-        rows=report.rows,
-        tables=tuple(
-            TableResult(
-                name=table.name,
-                rows=table.rows,
-                bytes=table.size_bytes,
-                seconds=round(table.seconds, 3),
-                index_seconds=round(table.index_seconds, 3),
-                left_to_default=tuple(table.left_to_default),
-                compared=_comparison(table.compared) if table.compared else None,
-            )
-            for table in report.tables
-        ),
-        empty=tuple(report.empty),
-        findings=tuple(_finding(finding) for finding in report.findings),
+        tables=tuple(map(_table, report.tables)),
+        findings=_findings(report.findings),
         findings_total=count_rows(report.findings),
         open_findings=len(report.open_findings),
         mended=report.repaired,
-        refused=report.refused,
         sequences=tuple(report.sequences),
-        learnings=LearningsResult(
-            choice=report.learnings.choice,  # type: ignore[arg-type]
-            tables=tuple(_rounded(table) for table in report.learnings.tables),
-            findings=tuple(_finding(finding) for finding in report.learnings.findings),
+        learnings=from_fields(
+            LearningsResult,
+            learnings,
+            tables=tuple(map(_rounded, learnings.tables)),
+            findings=_findings(learnings.findings),
         ),
-        resumable=report.resumable,
         notes=tuple(report.notes),
-        cut_over=tuple(report.cut_over),
-        caught_up=_caught_up(report.caught_up) if report.caught_up else None,
+        caught_up=_rounded(caught_up) if caught_up else None,
         stages={name: round(seconds, 3) for name, seconds in report.stages.items()},
         estimate_seconds=round(report.estimate_seconds, 1),
         files=cast("Files", dict(report.files)),
-        error=report.error,
     )
 
 
-def _finding(finding: Finding) -> FindingResult:
-    return FindingResult(**dataclasses.asdict(finding), repair=finding.repair)
+def _findings(findings: Iterable[Finding]) -> tuple[FindingResult, ...]:
+    return tuple(from_fields(FindingResult, finding) for finding in findings)
+
+
+def _table(table: TableReport) -> TableResult:
+    compared = _comparison(table.compared) if table.compared else None
+    return from_fields(TableResult, _rounded(table), bytes=table.size_bytes, compared=compared)
 
 
 def _comparison(compared: Result) -> ComparisonResult:
     audit = compared.audit
-    return ComparisonResult(
-        same=compared.same,
-        target_rows=compared.target_rows,
+    return from_fields(
+        ComparisonResult,
+        compared,
         differences=compared.count,
         first=tuple(compared.differences),
         audit=AuditResult(**{**audit, "keys": tuple(audit["keys"])}) if audit else None,
     )
 
 
-def _caught_up(caught_up: CatchUp) -> CatchUp:
-    names = ("waited_seconds", "stopped_seconds")
-    return dataclasses.replace(
-        caught_up, **{name: round(getattr(caught_up, name), 3) for name in names}
-    )
+Timed = TypeVar("Timed", CatchUp, VectorCopy, "TableReport")
 
 
-def _rounded(table: VectorCopy) -> VectorCopy:
-    names = ("seconds", "copy_seconds", "compare_seconds", "index_seconds")
-    return dataclasses.replace(table, **{name: round(getattr(table, name), 3) for name in names})
+def _rounded(record: Timed) -> Timed:
+    """Return a record with its seconds rounded to milliseconds."""
+    names = [each.name for each in dataclasses.fields(record) if each.name.endswith("seconds")]
+    return dataclasses.replace(record, **{name: round(getattr(record, name), 3) for name in names})

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.keys.trial_decryption import SealedReport
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 from sagewai_ops.restore.plan import DatabaseCheck, RestorePlan, TargetState
 from sagewai_ops.restore.restore import RestoreReport
 from sagewai_ops.snapshots.authenticity import Authenticity
@@ -88,7 +88,25 @@ class PlanResult:
     @classmethod
     def of_plan(cls, plan: RestorePlan, warnings: tuple[str, ...]) -> "PlanResult":
         """Build the result from a plan."""
-        return PlanResult(**_plan_fields(plan), warnings=warnings)
+        origin, server, replica = plan.origin_state, plan.server, plan.replica
+        return from_fields(
+            PlanResult,
+            plan,
+            snapshot=plan.snapshot_id,
+            target_state=plan.state,
+            exchanged=plan.paths,
+            sealed_values=plan.sealed,
+            authenticity=origin.authenticity,
+            authenticity_reason=origin.reason,
+            server=plan.server_name,
+            server_tables=len(server.tables) if server else 0,
+            server_rows=server.rows if server else 0,
+            to_sqlite=plan.conversion is not None,
+            not_converted=_not_converted(plan.conversion.findings if plan.conversion else ()),
+            database_from=f"litestream:{replica.name}" if replica else "",
+            database_state_at=replica.at if replica else "",
+            warnings=warnings,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +141,15 @@ class RestoreResult(PlanResult):
     @classmethod
     def of_report(cls, report: RestoreReport, warnings: tuple[str, ...]) -> "RestoreResult":
         """Build the result from a report."""
+        plan, conversion = PlanResult.of_plan(report.plan, warnings), report.conversion
         extracted, access = report.extracted, report.access
-        plan = _plan_fields(report.plan)
-        plan |= {"files": extracted.files, "size_bytes": extracted.size_bytes}
-        if report.conversion:
-            plan["not_converted"] = _not_converted(report.conversion.findings)
-        return cls(
-            **plan,
-            warnings=warnings,
+        found = _not_converted(conversion.findings) if conversion else plan.not_converted
+        return from_fields(
+            cls,
+            plan,
+            files=extracted.files,
+            size_bytes=extracted.size_bytes,
+            not_converted=found,
             before=report.previous,
             folders=extracted.directories,
             links=extracted.links,
@@ -144,7 +163,7 @@ class RestoreResult(PlanResult):
             fleet_rows=access.fleet_rows,
             rebound_rows=report.rebound_rows,
             server_before=report.server_before,
-            converted_rows=report.conversion.rows if report.conversion else 0,
+            converted_rows=conversion.rows if conversion else 0,
         )
 
 
@@ -179,38 +198,4 @@ class RecoveryResult:
 
 
 def _not_converted(findings: Iterable["Finding"]) -> tuple[NotConverted, ...]:
-    return tuple(
-        NotConverted(each.table, each.column, each.kind, each.detail, each.count, each.keys)
-        for each in findings
-    )
-
-
-def _plan_fields(plan: RestorePlan) -> dict[str, Any]:
-    return {
-        "snapshot": plan.snapshot_id,
-        "archive": plan.archive,
-        "target": plan.target,
-        "target_state": plan.state,
-        "exchanged": plan.paths,
-        "files": plan.files,
-        "size_bytes": plan.size_bytes,
-        "schema_level": plan.schema_level,
-        "key_custody": plan.key_custody,
-        "key_fingerprint": plan.key_fingerprint,
-        "sealed_values": plan.sealed,
-        "revokes_sessions": plan.revokes_sessions,
-        "rebinds_fleet": plan.rebinds_fleet,
-        "owner": plan.owner,
-        "followed": plan.followed,
-        "outside_links": plan.outside_links,
-        "database_from": f"litestream:{plan.replica.name}" if plan.replica else "",
-        "database_state_at": plan.replica.at if plan.replica else "",
-        "authenticity": plan.origin_state.authenticity,
-        "authenticity_reason": plan.origin_state.reason,
-        "server": plan.server_name,
-        "server_tables": len(plan.server.tables) if plan.server else 0,
-        "server_rows": plan.server.rows if plan.server else 0,
-        "to_sqlite": plan.conversion is not None,
-        "application_version": plan.application_version,
-        "not_converted": _not_converted(plan.conversion.findings if plan.conversion else ()),
-    }
+    return tuple(from_fields(NotConverted, each) for each in findings)

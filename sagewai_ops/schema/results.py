@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.database.postgres.sessions import ServerSession
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
+from sagewai_ops.schema.revision_graph import State
 
 if TYPE_CHECKING:
     from sagewai_ops.database.url import PostgresUrl, SqliteUrl
     from sagewai_ops.schema import check_postgres, check_sqlite, postgres_server
-    from sagewai_ops.schema.drift import Drift
     from sagewai_ops.schema.findings import Finding
     from sagewai_ops.schema.migrate_postgres import Migration
     from sagewai_ops.schema.sqlite_revision import Level
@@ -27,8 +27,6 @@ ADVICE = {
     "unknown": "sagewai-ops db check",
     "unmanaged": "sagewai-ops export-to-postgres  # into an empty database",
 }
-
-State = Literal["current", "behind", "ahead", "forked", "unknown", "empty", "unmanaged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,55 +200,44 @@ class PostgresCheck:
 
 def describe_upgrade(done: Upgrade) -> UpgradeResult:
     """Return the result of an upgrade of a SQLite database."""
-    return UpgradeResult(
+    return from_fields(
+        UpgradeResult,
+        done,
         engine="sqlite",
         rehearsed="copy" if done.rehearsed else None,
         seconds=round(done.seconds, 3),
         before=_revisions(done.before),
         after=_revisions(done.after),
-        added=done.added,
         added_bare=done.bare,
-        failed=done.failed,
-        remaining=tuple(_difference(item) for item in done.remaining),
-        nulls=done.nulls,
-        dangling=done.dangling,
+        remaining=tuple(from_fields(Difference, item, text=item.shown) for item in done.remaining),
         unknown_tables=done.after.unknown_tables,
-        rows_before=done.rows_before,
-        rows_after=done.rows_after,
     )
 
 
 def describe_migration(database: PostgresUrl, done: Migration) -> PostgresChange:
     """Return the result of an upgrade or downgrade of a PostgreSQL database."""
     before, after = done.rows_before, done.rows_after
-    return PostgresChange(
+    return from_fields(
+        PostgresChange,
+        done,
         database=database.display,
         snapshot=None,
         engine="postgresql",
-        server=done.server,
         rehearsed=done.rehearsed or None,
         seconds=round(done.seconds, 3),
-        before=done.before,
-        after=done.after,
-        ran=done.ran,
-        repaired_functions=done.repaired_functions,
         dropped_rows={table: before[table] for table in sorted(before.keys() - after.keys())},
         kept_rows={table: rows for table, rows in after.items() if table in before},
-        rows_before=before,
-        rows_after=after,
     )
 
 
 def describe_level(database: SqliteUrl, level: Level) -> SqliteRevision:
     """Return the revision of a SQLite database."""
-    return SqliteRevision(
+    return from_fields(
+        SqliteRevision,
+        level,
         database=database.display,
         engine="sqlite",
         revisions=_revisions(level),
-        state=level.state,
-        missing=level.missing,
-        extra_columns=level.extra_columns,
-        unknown_tables=level.unknown_tables,
         advice=ADVICE.get(level.state),
     )
 
@@ -269,19 +256,15 @@ def describe_position(database: PostgresUrl, found: postgres_server.Database) ->
 
 def describe_check(database: SqliteUrl, checked: check_sqlite.Checked) -> SqliteCheck:
     """Return the result of a check of a SQLite database."""
-    return SqliteCheck(
+    return from_fields(
+        SqliteCheck,
+        checked,
         database=database.display,
         engine="sqlite",
         revisions=_revisions(checked.level),
         state=checked.level.state,
-        findings=tuple(_finding(finding) for finding in checked.findings),
-        notes=tuple(_finding(finding) for finding in checked.notes),
-        rows=checked.rows,
-        page_size=checked.page_size,
-        pages=checked.pages,
-        free_pages=checked.free_pages,
-        unknown_tables=checked.unknown_tables,
-        virtual_tables=checked.virtual_tables,
+        findings=_findings(checked.findings),
+        notes=_findings(checked.notes),
     )
 
 
@@ -290,34 +273,20 @@ def describe_postgres_check(
 ) -> PostgresCheck:
     """Return the result of a check of a PostgreSQL database."""
     position = checked.database.position
-    return PostgresCheck(
+    return from_fields(
+        PostgresCheck,
+        checked,
         database=database.display,
         engine="postgresql",
         server=checked.database.version,
         revisions=position.heads,
         state=position.state,
-        findings=tuple(_finding(finding) for finding in checked.findings),
-        rows=checked.rows,
-        unknown_tables=checked.unknown_tables,
-        size_bytes=checked.size_bytes,
-        sessions=checked.sessions,
+        findings=_findings(checked.findings),
     )
 
 
-def _difference(item: Drift) -> Difference:
-    return Difference(item.table, item.name, item.kind, item.wanted, item.found, item.shown)
-
-
-def _finding(finding: Finding) -> CheckFinding:
-    return CheckFinding(
-        kind=finding.kind,
-        table=finding.table,
-        column=finding.column,
-        reason=finding.reason,
-        count=finding.count,
-        examples=finding.examples,
-        text=finding.shown,
-    )
+def _findings(findings: Iterable[Finding]) -> tuple[CheckFinding, ...]:
+    return tuple(from_fields(CheckFinding, each, text=each.shown) for each in findings)
 
 
 def _revisions(level: Level) -> tuple[str, ...]:
