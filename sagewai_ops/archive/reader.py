@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
-from sagewai_ops.archive.digest import MemberDigest, ThreadedDigest, Written
+from sagewai_ops.archive.digest import MemberDigest, Written
 from sagewai_ops.archive.input import ArchiveInput
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
@@ -35,6 +35,7 @@ from sagewai_ops.archive.manifest import (
 from sagewai_ops.archive.tar import BLOCK_BYTES, END, member_bytes, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import Frame, FrameTable, decompress_frame, decompress_frames
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.process.threaded_digest import ThreadedDigest
 from sagewai_ops.process.threads import ThreadPool
 
 MAX_HEADER_BYTES = 1024 * 1024

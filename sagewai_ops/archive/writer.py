@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from sagewai_ops.archive.authentication import NO_MAC, AuthenticationKey
-from sagewai_ops.archive.digest import MemberDigest, ThreadedDigest, Written
+from sagewai_ops.archive.digest import MemberDigest, Written
 from sagewai_ops.archive.manifest import (
     HEADER_NAME,
     MANIFEST_NAME,
@@ -22,6 +22,7 @@ from sagewai_ops.archive.manifest import (
 )
 from sagewai_ops.archive.tar import END, member_header, padding_bytes
 from sagewai_ops.archive.zstd_frames import DEFAULT_LEVEL, FrameWriter, Sink
+from sagewai_ops.process.threaded_digest import ThreadedDigest
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.records import dataclass
 

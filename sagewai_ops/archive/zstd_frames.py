@@ -21,11 +21,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from sagewai_ops.archive.digest import ThreadedDigest
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.atomic import begin_writeback
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.process.malloc import keep_large_blocks
+from sagewai_ops.process.threaded_digest import ThreadedDigest
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.records import dataclass
 

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeAlias
 
 from sagewai_ops.database.postgres.connection import (
-    CLOSE_SECONDS,
     FOREIGN_CODE,
     foreign_code_error,
     open_connection,
@@ -46,7 +45,6 @@ from sagewai_ops.keys import postgres
 from sagewai_ops.keys.inventory import on_server
 from sagewai_ops.keys.locations import SealedValue
 from sagewai_ops.process.signals import uninterrupted
-from sagewai_ops.process.threads import Thread
 from sagewai_ops.restore import server_access
 from sagewai_ops.restore.access import AccessCounts
 from sagewai_ops.schema.migrate_postgres import LOCK
@@ -90,8 +88,8 @@ class ServerRestore(SnapshotSession):
         replaced: How many objects the schema had.
     """
 
-    def __init__(self, url: PostgresUrl, loop: asyncio.AbstractEventLoop, step: ServerStep) -> None:
-        super().__init__(url, loop)
+    def __init__(self, url: PostgresUrl, step: ServerStep) -> None:
+        super().__init__(url)
         self.step = step
         self.replaced = 0
         self._schema = ""
@@ -426,18 +424,8 @@ def open_server_restore(url: PostgresUrl, schema: str, *, replace: bool) -> Iter
         OpsError: As `ServerRestore.begin`.
         RemoteError: At the end, the answer to the commit was lost; everything is done.
     """
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="server", daemon=True)
-    session = ServerRestore(url, loop, ServerStep(url.display, schema))
-    try:
-        thread.start()  # raises after the start if a signal came
+    session = ServerRestore(url, ServerStep(url.display, schema))
+    with session.running():
         session.begin(replace=replace)
         yield session
         session.require_answer()
-    finally:
-        if thread.ident is not None:
-            session.abandon()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(CLOSE_SECONDS)
-        if not thread.is_alive():
-            loop.close()

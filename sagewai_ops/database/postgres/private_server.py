@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.postgres.connection import open_connection, translate_errors
+from sagewai_ops.database.postgres.connection import keep_connection
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import DEFAULT_PORT, PROTECTIONS, PostgresUrl
 from sagewai_ops.errors import NoSpaceError, OpsError, RemoteError
@@ -328,10 +328,6 @@ async def _create_database(url: PostgresUrl, extensions: Collection[str]) -> Non
 
 
 async def _execute(url: PostgresUrl, *statements: str) -> None:
-    connection = await open_connection(url)
-    try:
-        with translate_errors(url):
-            for statement in statements:
-                await connection.execute(statement)
-    finally:
-        await connection.close()
+    async with keep_connection(url) as connection:
+        for statement in statements:
+            await connection.execute(statement)

@@ -14,10 +14,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 from sagewai_ops.database.postgres.connection import (
-    open_connection,
+    keep_connection,
     open_transaction,
     pin_settings,
-    translate_errors,
 )
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
@@ -92,34 +91,26 @@ async def create_extensions(url: PostgresUrl, names: Iterable[str]) -> None:
 async def _create(url: PostgresUrl, name: str) -> None:
     import asyncpg
 
-    connection = await open_connection(url)
-    try:
-        with translate_errors(url):
-            async with connection.transaction(readonly=True):
-                await pin_settings(url, connection)
-                about = await connection.fetchrow(_ABOUT)
-            if about is None or not about["may_create"]:
-                raise PermissionDeniedError(
-                    f"{url.display}: the role may not create a database",
-                    hint='psql URL -c "ALTER ROLE NAME CREATEDB"  # as a superuser',
-                )
-            for leftover in filter(_is_leftover, about["unused"]):
-                with contextlib.suppress(asyncpg.PostgresError):  # another run was faster
-                    await connection.execute(f"DROP DATABASE {quoted(leftover)}")
-            await connection.execute(
-                f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'"
+    async with keep_connection(url) as connection:
+        async with connection.transaction(readonly=True):
+            await pin_settings(url, connection)
+            about = await connection.fetchrow(_ABOUT)
+        if about is None or not about["may_create"]:
+            raise PermissionDeniedError(
+                f"{url.display}: the role may not create a database",
+                hint='psql URL -c "ALTER ROLE NAME CREATEDB"  # as a superuser',
             )
-    finally:
-        await connection.close()
+        for leftover in filter(_is_leftover, about["unused"]):
+            with contextlib.suppress(asyncpg.PostgresError):  # another run was faster
+                await connection.execute(f"DROP DATABASE {quoted(leftover)}")
+        await connection.execute(
+            f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'"
+        )
 
 
 async def _drop(url: PostgresUrl, name: str) -> None:
-    connection = await open_connection(url)
-    try:
-        with translate_errors(url):
-            await connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
-    finally:
-        await connection.close()
+    async with keep_connection(url) as connection:
+        await connection.execute(f"DROP DATABASE IF EXISTS {quoted(name)} WITH (FORCE)")
 
 
 def _is_leftover(name: str) -> bool:

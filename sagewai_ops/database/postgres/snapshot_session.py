@@ -82,14 +82,27 @@ class SnapshotSession:
         moment: When the snapshot was taken, in seconds since 1970.
     """
 
-    def __init__(
-        self, url: PostgresUrl, loop: asyncio.AbstractEventLoop, *, is_selective: bool = True
-    ) -> None:
+    def __init__(self, url: PostgresUrl, *, is_selective: bool = True) -> None:
         self._url = url
-        self._loop = loop
+        self._loop = asyncio.new_event_loop()
         self._is_selective = is_selective
         self._connection: Server | None = None
         self.moment = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the session's loop in a thread for the block, and close the socket at its end."""
+        thread = Thread(target=self._loop.run_forever, name="server", daemon=True)
+        try:
+            thread.start()  # raises after the start if a signal came
+            yield
+        finally:
+            if thread.ident is not None:
+                self.abandon()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                thread.join(CLOSE_SECONDS)
+            if not thread.is_alive():
+                self._loop.close()
 
     def run(self, read: Callable[[Server], Coroutine[Any, Any, Answer]]) -> Answer:
         """Run a coroutine function on the connection, in the transaction.
@@ -295,19 +308,9 @@ def open_snapshot(
         RemoteError, PermissionDeniedError, NotFoundError, UsageError: It cannot be opened.
         LockedError: A table remained locked, or tables are created all the time.
     """
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="server", daemon=True)
-    session = SnapshotSession(url, loop, is_selective=is_wanted is not None)
-    try:
-        thread.start()  # raises after the start if a signal came
+    session = SnapshotSession(url, is_selective=is_wanted is not None)
+    with session.running():
         session.open(is_wanted or (lambda _schema, _name: True), wait_seconds)
         yield session
         with contextlib.suppress(OpsError):
             session.close()
-    finally:
-        if thread.ident is not None:
-            session.abandon()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(CLOSE_SECONDS)
-        if not thread.is_alive():
-            loop.close()

@@ -21,6 +21,7 @@ from sagewai_ops.database.sqlite.connect import (
     open_regular,
 )
 from sagewai_ops.database.sqlite.read_transaction import (
+    MAGIC,
     call_while_running,
     needs_other_program,
     quoted,
@@ -30,11 +31,10 @@ from sagewai_ops.database.sqlite.read_transaction import (
 from sagewai_ops.database.sqlite.write_transaction import open_exclusive
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.progress import Progress, no_progress
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 
 STAGE = "integrity"
 
-_MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _DEFAULT_PAGE_BYTES = 4096  # of a database that has no header yet
 _ENCODINGS = {0: "UTF-8", 1: "UTF-8", 2: "UTF-16le", 3: "UTF-16be"}
@@ -78,7 +78,16 @@ class ForeignKeyViolation:
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class _Header:
+    page_size: int
+    page_count: int
+    freelist_count: int
+    encoding: str
+    journal_mode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Health(_Header):
     """The size of a database, its rows by table, and its damage.
 
     Args:
@@ -101,11 +110,6 @@ class Health:
             each with the reason; their pages are checked.
     """
 
-    page_size: int
-    page_count: int
-    freelist_count: int
-    encoding: str
-    journal_mode: str
     integrity: tuple[str, ...]
     foreign_keys: tuple[ForeignKeyViolation, ...]
     foreign_key_total: int
@@ -118,15 +122,6 @@ class Health:
     def sound(self) -> bool:
         """Whether SQLite found no damage; broken references are separate findings."""
         return not self.integrity
-
-
-@dataclass(frozen=True, slots=True)
-class _Header:
-    page_size: int
-    page_count: int
-    freelist_count: int
-    encoding: str
-    journal_mode: str
 
 
 def check_integrity(
@@ -168,12 +163,9 @@ def check_integrity(
         counts, uncounted, unread = _counts(connection)
         done = _PARTS
         callback()
-    return Health(
-        page_size=header.page_size,
-        page_count=header.page_count,
-        freelist_count=header.freelist_count,
-        encoding=header.encoding,
-        journal_mode=header.journal_mode,
+    return from_fields(
+        Health,
+        header,
         integrity=integrity + unread,
         foreign_keys=violations,
         foreign_key_total=total,
@@ -364,7 +356,7 @@ def _header(resolved: Path, shown: Path) -> _Header:
         size_bytes = file.seek(0, os.SEEK_END)
     if not header:
         return _Header(_DEFAULT_PAGE_BYTES, 0, 0, "UTF-8", "rollback")
-    if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+    if len(header) < _HEADER_BYTES or not header.startswith(MAGIC):
         raise DamagedError(f"database {shown}: file is not a database")
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size or _DEFAULT_PAGE_BYTES

@@ -367,11 +367,8 @@ def _checkpoint(source: Path, target: Path) -> tuple[int, int]:
         sidecar(target, suffix).unlink(missing_ok=True)
     if page_count is None:
         return page_size, size_of(target) // page_size
-    descriptor = open_regular(target, os.O_RDWR)
-    try:
-        os.ftruncate(descriptor, page_size * page_count)  # it may be longer than its pages
-    finally:
-        os.close(descriptor)
+    with open(open_regular(target, os.O_RDWR), "r+b", 0) as copy:
+        copy.truncate(page_size * page_count)  # it may be longer than its pages
     return page_size, page_count
 
 

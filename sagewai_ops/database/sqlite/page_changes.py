@@ -33,14 +33,13 @@ from sagewai_ops.database.sqlite.page_comparison import (
     compare_files,
     open_comparison,
 )
-from sagewai_ops.database.sqlite.read_transaction import open_frozen
+from sagewai_ops.database.sqlite.read_transaction import MAGIC, open_frozen
 from sagewai_ops.errors import DamagedError
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.progress import Progress, no_progress
 from sagewai_ops.records import dataclass
 
 _HEADER_BYTES = 100
-_MAGIC = b"SQLite format 3\0"
 _LOCK_BYTE = 0x40000000  # its page is never used
 _INTERIOR_INDEX, _INTERIOR_TABLE, _LEAF_INDEX, _LEAF_TABLE = 2, 5, 10, 13
 _REPORT_PAGES = 1024  # between two reports after all pages were read
@@ -126,7 +125,7 @@ class _Pages:
         self._descriptor = descriptor
         header = os.pread(descriptor, _HEADER_BYTES, 0)
         size = os.fstat(descriptor).st_size
-        if len(header) < _HEADER_BYTES or not header.startswith(_MAGIC):
+        if len(header) < _HEADER_BYTES or not header.startswith(MAGIC):
             raise self.damaged(1, "not a database")
         (stored,) = struct.unpack_from(">H", header, 16)
         self.page_size = 65536 if stored == 1 else stored
@@ -261,11 +260,9 @@ class _Pages:
 @contextmanager
 def _open_pages(path: Path) -> Iterator[_Pages]:
     with translate_os_errors(path):
-        descriptor = open_regular(path, os.O_RDONLY)
-    try:
+        descriptor = open_regular(path)
+    with open(descriptor, "rb", 0):
         yield _Pages(path, descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _varint(page: bytes, place: int) -> tuple[int, int]:

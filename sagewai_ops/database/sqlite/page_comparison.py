@@ -6,16 +6,15 @@ see `copy_database`. The earlier copy is read once too, for the comparison and f
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.connect import open_regular
 from sagewai_ops.database.sqlite.raw_copy import header_page_size
 from sagewai_ops.fs.os_errors import translate_os_errors
+from sagewai_ops.process.threaded_digest import ThreadedDigest
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress
 
@@ -25,34 +24,11 @@ _BLOCK_BYTES = 1024 * 1024  # a multiple of every page size
 _LEAST_PAGE_BYTES = 512  # a smaller size is damage, which the walk of the b-trees reports
 
 
-class BackgroundDigest:
-    """The SHA-256 of blocks, counted in a thread; use `open_digest`."""
-
-    def __init__(self, pool: ThreadPool) -> None:
-        self._pool = pool
-        self._digest = hashlib.sha256()
-        self._running: Future[None] | None = None
-
-    def update(self, block: bytes) -> None:
-        """Add a block, which must not change; waits for the block before."""
-        self._wait()  # so at most one block is kept
-        self._running = self._pool.submit(self._digest.update, block)
-
-    def hexdigest(self) -> str:
-        """Return the digest of all blocks, in hexadecimal digits."""
-        self._wait()
-        return self._digest.hexdigest()
-
-    def _wait(self) -> None:
-        if self._running:
-            self._running.result()
-
-
 @contextmanager
-def open_digest() -> Iterator[BackgroundDigest]:
+def open_digest() -> Iterator[ThreadedDigest]:
     """Run the thread of a digest for the block."""
     with ThreadPool(1, thread_name_prefix="digest") as pool:
-        yield BackgroundDigest(pool)
+        yield ThreadedDigest(pool)
 
 
 class PageComparison:
@@ -63,7 +39,7 @@ class PageComparison:
         digest: SHA-256 of the earlier copy, in hexadecimal digits; empty until `finish`.
     """
 
-    def __init__(self, earlier: int, digest: BackgroundDigest) -> None:
+    def __init__(self, earlier: int, digest: ThreadedDigest) -> None:
         self.changed = bytearray(1)
         self.digest = ""
         self._earlier = earlier
@@ -105,12 +81,9 @@ class PageComparison:
 def open_comparison(earlier: Path) -> Iterator[PageComparison]:
     """Open an earlier copy, which no process writes to, for the block."""
     with translate_os_errors(earlier):
-        descriptor = open_regular(earlier, os.O_RDONLY)
-    try:
-        with open_digest() as digest:
-            yield PageComparison(descriptor, digest)
-    finally:
-        os.close(descriptor)
+        descriptor = open_regular(earlier)
+    with open(descriptor, "rb", 0), open_digest() as digest:
+        yield PageComparison(descriptor, digest)
 
 
 def compare_files(comparison: PageComparison, later: Path, report: Progress) -> None:

@@ -365,6 +365,13 @@ def quoted_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def text_of(value: object) -> str | None:
+    """Decode a text, whatever the connection's text factory."""
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode("utf-8", "surrogateescape")
+    return None if value is None else str(value)
+
+
 def in_utf8(column: str) -> str:
     """Return the SQL of a value for `utf8_rows`: texts and numbers in UTF-8, blobs unchanged."""
     return f"CASE typeof({column}) WHEN 'blob' THEN {column} ELSE CAST({column} AS TEXT) END"

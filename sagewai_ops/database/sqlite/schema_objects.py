@@ -8,6 +8,7 @@ import re
 import sqlite3
 from collections.abc import Iterable
 
+from sagewai_ops.database.sqlite.read_transaction import text_of
 from sagewai_ops.records import dataclass
 from sagewai_ops.text import printable
 
@@ -66,14 +67,14 @@ def stored_columns(connection: sqlite3.Connection, table: str) -> frozenset[str]
     if kinds != ["table"]:
         return frozenset()
     rows = connection.execute("SELECT name FROM pragma_table_info(?)", (table,))
-    return frozenset(_text(name) for (name,) in rows)
+    return frozenset(str(text_of(name)) for (name,) in rows)
 
 
 def _schema(connection: sqlite3.Connection) -> Iterable[tuple[str, str, str]]:
     for row in connection.execute(
         "SELECT name, tbl_name, sql FROM sqlite_master WHERE type <> 'index' ORDER BY name"
     ).fetchall():
-        name, table, definition = map(_text, row)
+        name, table, definition = (text_of(value) or "" for value in row)
         yield name, table, definition
 
 
@@ -82,10 +83,3 @@ def _kind_of(definition: str) -> str:
         return "virtual table"
     match = _KIND.match(definition)
     return match[1].lower() if match else ""
-
-
-def _text(value: object) -> str:
-    """Decode a name or a definition, whatever the connection's text factory."""
-    if isinstance(value, (bytes, bytearray)):
-        return value.decode("utf-8", "surrogateescape")
-    return "" if value is None else str(value)

@@ -8,6 +8,7 @@ others their type and role. A declaration that is not understood becomes an obst
 import re
 import sqlite3
 
+from sagewai_ops.database.sqlite.read_transaction import text_of
 from sagewai_ops.records import dataclass
 
 _MODULE = re.compile(
@@ -80,13 +81,6 @@ def vector_tables(connection: sqlite3.Connection) -> tuple[VectorTable, ...]:
         if match:
             tables.append(_parse(text_of(name) or "", match["body"]))
     return tuple(tables)
-
-
-def text_of(value: object) -> str | None:
-    """Decode a name or a definition, whatever the connection's text factory."""
-    if isinstance(value, (bytes, bytearray)):
-        return value.decode("utf-8", "surrogateescape")
-    return None if value is None else str(value)
 
 
 def _parse(name: str, body: str) -> VectorTable:

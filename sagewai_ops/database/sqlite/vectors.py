@@ -13,8 +13,8 @@ import sqlite3
 import struct
 from collections.abc import Iterator
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.database.sqlite.vec0 import Column, VectorTable, text_of, vector_tables
+from sagewai_ops.database.sqlite.read_transaction import quoted, text_of
+from sagewai_ops.database.sqlite.vec0 import Column, VectorTable, vector_tables
 from sagewai_ops.errors import DamagedError, SchemaAheadError
 from sagewai_ops.records import dataclass
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sagewai_ops.database.sqlite.read_transaction import quoted
+from sagewai_ops.database.sqlite.read_transaction import quoted, text_of
 from sagewai_ops.export.compare.normalise import NULL, unescaped
 from sagewai_ops.export.convert.value import RefusedError, jsonb
 
@@ -123,14 +123,14 @@ def verified_before(source: sqlite3.Connection, column: str, key: object) -> boo
     """
     query = f"SELECT {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {column} = ?"
     row = source.execute(query, (key,)).fetchone()
-    return row is not None and _verifies([_text(value) for value in row])
+    return row is not None and _verifies([text_of(value) for value in row])
 
 
 def changed_events(source: sqlite3.Connection) -> Iterator[int]:
     """Yield the rowids of events that verify now and would not as `jsonb`."""
     query = f"SELECT rowid, {_COLUMNS} FROM {quoted(AUDIT_TABLE)} WHERE {_SUSPICIOUS}"
     for rowid, *row in source.execute(query):
-        texts = [_text(value) for value in row]
+        texts = [text_of(value) for value in row]
         if not is_unchanged_by_jsonb(texts[COVERED.index("metadata")] or "") and _verifies(texts):
             yield rowid
 
@@ -177,9 +177,3 @@ def _isoformat(moment: str) -> str:
     fraction = (match[3] or "").ljust(6, "0")
     tail = "" if fraction == "000000" else f".{fraction}"
     return f"{match[1]}T{match[2]}{tail}+00:00"
-
-
-def _text(value: object) -> str | None:
-    if isinstance(value, (bytes, bytearray)):
-        return value.decode("utf-8", "surrogateescape")
-    return None if value is None else str(value)
