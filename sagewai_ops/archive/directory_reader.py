@@ -25,12 +25,7 @@ from sagewai_ops.archive.manifest import (
     decode_header,
     decode_manifest,
 )
-from sagewai_ops.archive.reader import (
-    MAX_HEADER_BYTES,
-    ArchiveReader,
-    EntryChecks,
-    name_damaged,
-)
+from sagewai_ops.archive.reader import MAX_HEADER_BYTES, ArchiveReader, EntryChecks, name_damaged
 from sagewai_ops.errors import DamagedError, LockedError, NotFoundError, OpsError
 from sagewai_ops.fs import beneath, locks
 

@@ -19,13 +19,7 @@ from sagewai_ops.backup.conversion import SOURCE_HASH, convert_to_archive, conve
 from sagewai_ops.backup.create import check_directory, create_partial
 from sagewai_ops.backup.repository import stored_tree
 from sagewai_ops.backup.upload import announced, require_object, sweep_uploads
-from sagewai_ops.errors import (
-    DamagedError,
-    NotFoundError,
-    OpsError,
-    TargetBusyError,
-    UsageError,
-)
+from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.free_space import require_free_bytes
 from sagewai_ops.fs.os_errors import translate_os_errors

@@ -24,13 +24,7 @@ from sagewai_ops.backup.mirror_record import read_record
 from sagewai_ops.backup.mirror_writer import MirrorWriter, PreviousMirror
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
-from sagewai_ops.errors import (
-    DamagedError,
-    NotFoundError,
-    OpsError,
-    TargetBusyError,
-    UsageError,
-)
+from sagewai_ops.errors import DamagedError, NotFoundError, OpsError, TargetBusyError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.removal import remove_abandoned, remove_tree

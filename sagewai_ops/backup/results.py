@@ -9,12 +9,7 @@ from sagewai_ops.keys.trial_decryption import SealedReport
 from sagewai_ops.records import dataclass, from_fields
 from sagewai_ops.snapshots.database_check import DatabaseFacts
 from sagewai_ops.snapshots.omissions import OmittedEntry
-from sagewai_ops.snapshots.prune import (
-    ClockChange,
-    DecisionResult,
-    PolicyResult,
-    PruneResult,
-)
+from sagewai_ops.snapshots.prune import ClockChange, DecisionResult, PolicyResult, PruneResult
 from sagewai_ops.snapshots.quality import Cause
 from sagewai_ops.snapshots.remote_trash import HiddenSnapshot
 from sagewai_ops.snapshots.server_database import SQLITE, Engine, ServerFacts

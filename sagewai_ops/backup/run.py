@@ -31,12 +31,7 @@ from sagewai_ops.backup.entries import (
     open_source,
     root_facts,
 )
-from sagewai_ops.backup.report import (
-    BackupOptions,
-    BackupReport,
-    damage_causes,
-    omission_causes,
-)
+from sagewai_ops.backup.report import BackupOptions, BackupReport, damage_causes, omission_causes
 from sagewai_ops.backup.scan_items import ScanItem
 from sagewai_ops.backup.scanner import HomeScan, databases, main_database, scan_home
 from sagewai_ops.backup.server import ServerSource, open_server
@@ -51,20 +46,9 @@ from sagewai_ops.errors import (
 )
 from sagewai_ops.fs.trust import report as report_once
 from sagewai_ops.home.application import find_version
-from sagewai_ops.home.paths import (
-    DATABASE,
-    LEGACY_MASTER_KEY,
-    MASTER_KEY,
-    Home,
-    Kind,
-)
+from sagewai_ops.home.paths import DATABASE, LEGACY_MASTER_KEY, MASTER_KEY, Home, Kind
 from sagewai_ops.home.state_files import read_documents
-from sagewai_ops.keys.candidates import (
-    Candidate,
-    all_candidates,
-    configured_key,
-    rejected_key,
-)
+from sagewai_ops.keys.candidates import Candidate, all_candidates, configured_key, rejected_key
 from sagewai_ops.keys.trial_decryption import KeySearch, SealedReport, try_keys
 from sagewai_ops.process.malloc import return_free_blocks
 from sagewai_ops.progress import Progress, byte_counter

@@ -51,13 +51,7 @@ from sagewai_ops.export.report import (
     report_path,
     write_lines,
 )
-from sagewai_ops.export.target_session import (
-    MOVE,
-    PLAN,
-    VERIFY,
-    Session,
-    open_session,
-)
+from sagewai_ops.export.target_session import MOVE, PLAN, VERIFY, Session, open_session
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL, QUARANTINE, Validator
 from sagewai_ops.export.verify import verify

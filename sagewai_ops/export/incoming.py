@@ -21,12 +21,7 @@ from sagewai_ops.database.postgres.connection import (
 from sagewai_ops.database.postgres.pooler import require_own_session
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import (
-    DamagedError,
-    LockedError,
-    PermissionDeniedError,
-    TargetBusyError,
-)
+from sagewai_ops.errors import DamagedError, LockedError, PermissionDeniedError, TargetBusyError
 from sagewai_ops.records import dataclass
 from sagewai_ops.schema.migrate_postgres import LOCK
 from sagewai_ops.schema.postgres_objects import OBJECTS, move_objects

@@ -13,17 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sagewai_ops.database.postgres.connection import wrap_driver
-from sagewai_ops.database.sqlite.content_digest import (
-    digest_database,
-    read_files,
-)
+from sagewai_ops.database.sqlite.content_digest import digest_database, read_files
 from sagewai_ops.database.sqlite.in_use import require_unused
 from sagewai_ops.database.url import PostgresUrl
-from sagewai_ops.errors import (
-    DamagedError,
-    DifferenceError,
-    TargetBusyError,
-)
+from sagewai_ops.errors import DamagedError, DifferenceError, TargetBusyError
 from sagewai_ops.export import incoming
 from sagewai_ops.export.export import (
     Work,
@@ -47,16 +40,10 @@ from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.mapping.target_catalog import TargetTable, read_tables
 from sagewai_ops.export.pipeline.comparer import open_comparison
 from sagewai_ops.export.pipeline.sender import Worker
-from sagewai_ops.export.report import (
-    Report,
-)
+from sagewai_ops.export.report import Report
 from sagewai_ops.export.results import Resumable
 from sagewai_ops.export.sequences import set_sequences
-from sagewai_ops.export.target_session import (
-    SCAN_SETTINGS,
-    Session,
-    end_session,
-)
+from sagewai_ops.export.target_session import SCAN_SETTINGS, Session, end_session
 from sagewai_ops.export.validate import repair_overlay
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.progress import Progress

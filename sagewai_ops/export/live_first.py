@@ -30,13 +30,7 @@ from sagewai_ops.database.sqlite.raw_copy import FileStates, file_states
 from sagewai_ops.errors import DamagedError, PermissionDeniedError, TargetBusyError
 from sagewai_ops.export.delta import Delta, apply_delta, discard_changes, require_keys
 from sagewai_ops.export.delta_comparison import Compared, compare_delta
-from sagewai_ops.export.export import (
-    Work,
-    in_thread,
-    plan_tables,
-    settle_values,
-    timed,
-)
+from sagewai_ops.export.export import Work, in_thread, plan_tables, settle_values, timed
 from sagewai_ops.export.mapping.plan import Plan
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.pipeline.sender import SendResult, start_workers

@@ -14,13 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sagewai_ops.database.url import (
-    DEFAULT_PORT,
-    VARIABLES,
-    PostgresUrl,
-    SqliteUrl,
-    resolve,
-)
+from sagewai_ops.database.url import DEFAULT_PORT, VARIABLES, PostgresUrl, SqliteUrl, resolve
 from sagewai_ops.errors import DamagedError, UsageError
 from sagewai_ops.fs import atomic, beneath
 from sagewai_ops.fs.os_errors import translate_os_errors

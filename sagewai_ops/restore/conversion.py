@@ -17,11 +17,7 @@ from sagewai_ops.export.convert.sqlite_value import NULL
 from sagewai_ops.export.learnings.memory_facts import FACTS_TABLE
 from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import REWRITTEN, JoinedKey
-from sagewai_ops.export.mapping.target_catalog import (
-    VERSION_TABLE,
-    TargetColumn,
-    read_head_columns,
-)
+from sagewai_ops.export.mapping.target_catalog import VERSION_TABLE, TargetColumn, read_head_columns
 from sagewai_ops.records import dataclass
 from sagewai_ops.schema import sqlite_head
 from sagewai_ops.schema.revision_graph import applied, position_of

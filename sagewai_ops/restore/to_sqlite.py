@@ -25,10 +25,7 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.sqlite.vectors import VectorTable, read_vectors, vector_tables
 from sagewai_ops.errors import DamagedError, OpsError
 from sagewai_ops.export.compare.normalise import unescaped
-from sagewai_ops.export.convert.sqlite_value import (
-    Value,
-    convert_column,
-)
+from sagewai_ops.export.convert.sqlite_value import Value, convert_column
 from sagewai_ops.export.learnings.memory_facts import CONTENT, FACTS_TABLE, SCOPE, makes_facts
 from sagewai_ops.export.mapping.findings import Finding, Tally
 from sagewai_ops.fs import atomic, beneath

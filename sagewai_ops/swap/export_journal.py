@@ -13,11 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from sagewai_ops.database.postgres.transaction import (
-    WAIT_SECONDS,
-    ServerTransaction,
-    is_committed,
-)
+from sagewai_ops.database.postgres.transaction import WAIT_SECONDS, ServerTransaction, is_committed
 from sagewai_ops.database.url import VARIABLES, PostgresUrl
 from sagewai_ops.errors import OpsError, RemoteError, UsageError
 from sagewai_ops.fs import atomic, beneath, locks

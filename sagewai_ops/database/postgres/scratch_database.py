@@ -13,11 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
-from sagewai_ops.database.postgres.connection import (
-    keep_connection,
-    open_transaction,
-    pin_settings,
-)
+from sagewai_ops.database.postgres.connection import keep_connection, open_transaction, pin_settings
 from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.database.url import PostgresUrl
 from sagewai_ops.errors import OpsError, PermissionDeniedError

@@ -22,12 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from sagewai_ops.database.sqlite.connect import (
-    SIDECARS,
-    check_sidecars,
-    database_uri,
-    open_regular,
-)
+from sagewai_ops.database.sqlite.connect import SIDECARS, check_sidecars, database_uri, open_regular
 from sagewai_ops.database.sqlite.page_comparison import PageComparison, open_digest
 from sagewai_ops.database.sqlite.raw_copy import (
     clone,
