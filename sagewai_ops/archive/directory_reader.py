@@ -137,11 +137,8 @@ class DirectoryReader(ArchiveReader):
     def _read_file(self, path: str, max_bytes: int) -> Iterator[bytes]:
         """Yield the content of a file; a longer one is damaged."""
         directory, name = self._open_parent(path)
-        try:
-            with _translate_errors(path):
-                descriptor = os.open(name, _FILE, dir_fd=directory)
-        finally:
-            os.close(directory)
+        with beneath.closing(directory), _translate_errors(path):
+            descriptor = os.open(name, _FILE, dir_fd=directory)
         with open(descriptor, "rb", buffering=0) as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise DamagedError(f"mirror: member {path[:200]}: not a regular file")
@@ -154,16 +151,13 @@ class DirectoryReader(ArchiveReader):
     def _check_type(self, entry: Entry) -> None:
         """Check that a directory or link exists, and the target of the link."""
         directory, name = self._open_parent(entry.path)
-        try:
-            with _translate_errors(entry.path):
-                mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-                is_same = (
-                    stat.S_ISDIR(mode)
-                    if entry.type is EntryType.DIRECTORY
-                    else stat.S_ISLNK(mode) and os.readlink(name, dir_fd=directory) == entry.target
-                )
-        finally:
-            os.close(directory)
+        with beneath.closing(directory), _translate_errors(entry.path):
+            mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            is_same = (
+                stat.S_ISDIR(mode)
+                if entry.type is EntryType.DIRECTORY
+                else stat.S_ISLNK(mode) and os.readlink(name, dir_fd=directory) == entry.target
+            )
         if not is_same:
             raise DamagedError(f"mirror: member {entry.path[:200]}: differs from the manifest")
 

@@ -499,15 +499,12 @@ class _Entry:
 
 def _read_directory(directory: str) -> tuple[list[_Entry], tuple[int, int]]:
     """Return the entries of a directory, in order, and its identity; no link is followed."""
-    descriptor = beneath.open_directory(directory)
-    try:
+    with beneath.closing(beneath.open_directory(directory)) as descriptor:
         entries = [
             _Entry(name, f"{directory}/{name}", _status(name, descriptor))
             for name in sorted(os.listdir(descriptor))
         ]
         return entries, _identity(os.fstat(descriptor))
-    finally:
-        os.close(descriptor)
 
 
 def directories_above(directory: Path) -> frozenset[tuple[int, int]]:

@@ -18,7 +18,7 @@ from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import read_server_record
 from sagewai_ops.keys.locations import SealedValue
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 from sagewai_ops.snapshots.member_paths import SERVER_DIRECTORY
 from sagewai_ops.snapshots.server_database import (
     ServerFacts,
@@ -132,25 +132,17 @@ def server_facts(
     Args:
         encoding: Of the text of its rows.
     """
-    return ServerFacts(
-        version=catalog.version,
-        database=catalog.database,
-        schema=catalog.schema,
+    return from_fields(
+        ServerFacts,
+        catalog,
         revision=catalog.revisions,
-        encoding=catalog.encoding,
         text_encoding=encoding,
-        collation=catalog.collation,
-        ctype=catalog.ctype,
         standby=catalog.is_standby,
-        lsn=catalog.lsn,
-        extensions=catalog.extensions,
         tables=tuple(tables),
-        sequences=tuple(
-            StoredSequence(item.schema, item.name, item.last_value, item.is_called)
-            for item in catalog.sequences
-        ),
-        excluded=catalog.excluded,
-        unstored=tuple(_unstored(catalog)),
+        sequences=tuple(from_fields(StoredSequence, item) for item in catalog.sequences),
+        unstored=_unstored(catalog),
+        moments={},
+        distance_ms=0,
     )
 
 
@@ -230,13 +222,12 @@ def plan_server(home: Home, options: BackupOptions) -> ServerPlan | None:
             tables=len(catalog.tables),
             size_bytes=server.size_bytes,
             excluded=catalog.excluded,
-            unstored=tuple(_unstored(catalog)),
+            unstored=_unstored(catalog),
         )
 
 
-def _unstored(catalog: ServerCatalog) -> Iterator[UnstoredObject]:
-    for item in catalog.unstored:
-        yield UnstoredObject(item.kind, item.name, item.reason, item.is_data)
+def _unstored(catalog: ServerCatalog) -> tuple[UnstoredObject, ...]:
+    return tuple(from_fields(UnstoredObject, item) for item in catalog.unstored)
 
 
 def has_server(home: Home) -> bool:

@@ -152,16 +152,13 @@ def sync_tree(path: Path) -> None:
     except (AttributeError, OSError):
         os.sync()
         return
-    descriptor = beneath.open_directory(path)
-    try:
+    with beneath.closing(beneath.open_directory(path)) as descriptor:
         if syncfs(descriptor) != 0:
             number = ctypes.get_errno()
             if number in volumes.UNSUPPORTED:
                 os.sync()
                 return
             raise OSError(number, os.strerror(number), os.fspath(path))
-    finally:
-        os.close(descriptor)
 
 
 def begin_writeback(descriptor: int, offset: int) -> None:

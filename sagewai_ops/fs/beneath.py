@@ -91,6 +91,15 @@ def _remote_for(path: object) -> Callable[..., Any] | None:
     return None
 
 
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Close a descriptor at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @_routed
 def open_directory(path: AnyPath) -> int:
     """Open a directory to read it."""
@@ -126,11 +135,8 @@ def make_directory(path: AnyPath, mode: int) -> None:
     """Create a directory with this mode, whatever the umask."""
     with _entry(path) as (directory, name):
         os.mkdir(name, mode, dir_fd=directory)
-        descriptor = _open_child(directory, name)
-        try:
+        with closing(_open_child(directory, name)) as descriptor:
             keep_mode(descriptor, mode, path)
-        finally:
-            os.close(descriptor)
 
 
 @_routed
@@ -220,11 +226,8 @@ def remove_tree(path: AnyPath) -> None:
 @_routed
 def list_directory(path: AnyPath) -> list[str]:
     """Return the names in a directory, in no order."""
-    descriptor = _open(path, os.O_RDONLY | _DIRECTORY)
-    try:
+    with closing(_open(path, os.O_RDONLY | _DIRECTORY)) as descriptor:
         return os.listdir(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @_routed
@@ -292,12 +295,9 @@ def _change_mode(entry: AnyPath | int, name: str | int, mode: int) -> None:
         if isinstance(entry, int):
             os.fchmod(entry, mode)
             return
-        descriptor = _open(entry, os.O_RDONLY | _ENTRY)
-        try:
+        with closing(_open(entry, os.O_RDONLY | _ENTRY)) as descriptor:
             _require_changeable(os.fstat(descriptor), os.fspath(entry), links=False)
             os.fchmod(descriptor, mode)
-        finally:
-            os.close(descriptor)
 
 
 def keep_mode(descriptor: int, mode: int, path: AnyPath) -> None:
@@ -333,12 +333,11 @@ def set_owner(entry: AnyPath | int, uid: int, gid: int) -> None:
 
 def set_link_owner(name: str, uid: int, gid: int, *, dir_fd: int) -> None:
     """Set the user and the group of a symlink in an open directory, as `set_owner`."""
-    descriptor = os.open(name, (_PATH_ONLY or _ENTRY) | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
+    with closing(
+        os.open(name, (_PATH_ONLY or _ENTRY) | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    ) as descriptor:
         _require_changeable(os.fstat(descriptor), name, links=True)
         _change_owner(descriptor, uid, gid)
-    finally:
-        os.close(descriptor)
 
 
 @_routed
@@ -367,11 +366,8 @@ def set_times(
 @_routed
 def sync_directory(path: AnyPath) -> None:
     """Sync the names in a directory."""
-    descriptor = _open(path, os.O_RDONLY | _DIRECTORY)
-    try:
+    with closing(_open(path, os.O_RDONLY | _DIRECTORY)) as descriptor:
         sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync(descriptor: int) -> None:
@@ -560,11 +556,8 @@ def _open_child(directory: int, name: str) -> int:
     except PermissionError:
         if not _PATH_ONLY:
             raise
-        descriptor = os.open(name, _PATH_ONLY | _DIRECTORY, dir_fd=directory)
-        try:
+        with closing(os.open(name, _PATH_ONLY | _DIRECTORY, dir_fd=directory)) as descriptor:
             os.chmod(f"/proc/self/fd/{descriptor}", _OWNER_ALL)
-        finally:
-            os.close(descriptor)
         return os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=directory)
 
 

@@ -226,8 +226,7 @@ def _walk(path: Path, visit: _Visit, *, follow_last: bool = True) -> str:
 
 def _open(path: Path, flags: int, mode: int | None) -> int:
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    directory = beneath.open_directory(path.parent)
-    try:
+    with beneath.closing(beneath.open_directory(path.parent)) as directory:
         try:
             return os.open(path.name, flags, dir_fd=directory)
         except FileNotFoundError:
@@ -238,5 +237,3 @@ def _open(path: Path, flags: int, mode: int | None) -> int:
         if not os.geteuid() and owner.st_uid:  # else that user's own runs could not write it
             beneath.set_owner(descriptor, owner.st_uid, owner.st_gid)
         return descriptor
-    finally:
-        os.close(directory)

@@ -178,16 +178,10 @@ def require_own_directory(path: Path) -> None:
 
 def is_live(path: Path) -> bool:
     """Return whether a live run holds a journal, or the directory that it is in."""
-    try:
-        descriptor = locks.open_entry(path)
-    except OSError:
-        return False
-    try:
+    # Or on a file system without locks.
+    with contextlib.suppress(OSError), beneath.closing(locks.open_entry(path)) as descriptor:
         return not locks.wait_for_lock(descriptor, fcntl.LOCK_EX, 0)
-    except OSError:  # a file system without locks
-        return False
-    finally:
-        os.close(descriptor)
+    return False
 
 
 def remove(path: Path) -> None:

@@ -107,13 +107,11 @@ def optional_lock(
     except OSError:
         yield
         return
-    try:
+    with beneath.closing(descriptor):
         is_held = any(os.path.sameopenfile(descriptor, other) for other in _held)
         with contextlib.suppress(OSError):
             wait_for_lock(descriptor, operation, 0 if is_held else wait_seconds)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -165,8 +163,7 @@ def is_abandoned(path: Path, *, without_locks: bool = False) -> bool:
 def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
     deadline = time.monotonic() + wait_seconds
     while True:
-        descriptor = beneath.open_directory(path)
-        try:
+        with beneath.closing(beneath.open_directory(path)) as descriptor:
             with translate_os_errors(path):
                 is_locked = _wait_or_note(path, descriptor, operation, deadline)
             is_foreign = not is_locked and _is_foreign(path, descriptor)
@@ -177,8 +174,6 @@ def _lock(path: Path, operation: int, wait_seconds: float) -> Iterator[int]:
                     yield descriptor
                 return
             # Another directory has been given the name during the wait: lock that one.
-        finally:
-            os.close(descriptor)
 
 
 def _wait_or_note(path: Path, descriptor: int, operation: int, deadline: float) -> bool:
@@ -224,14 +219,12 @@ def _lock_file(path: Path, operation: int, deadline: float, *, create: bool) -> 
         return
     with translate_os_errors(file):
         descriptor = beneath.open_file(file)
-    try:
+    with beneath.closing(descriptor):
         with translate_os_errors(file):
             is_locked = wait_for_lock(descriptor, operation, deadline - time.monotonic())
         if not is_locked:
             raise _locked(file)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _locked(path: Path) -> LockedError:

@@ -166,14 +166,11 @@ class _MemberWriter:
         for entry, path in reversed(self._directories):
             directory, _, name = path.rpartition("/")
             self._enter(directory)
-            descriptor = self._open_directory(name, self._descriptor)
-            try:
+            with beneath.closing(self._open_directory(name, self._descriptor)) as descriptor:
                 if self._same_owner:
                     set_owner(descriptor, entry.uid, entry.gid)
                 beneath.keep_mode(descriptor, _directory_mode(path, entry.mode), path)
                 beneath.set_times(descriptor, entry.mtime_ns)
-            finally:
-                os.close(descriptor)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -185,8 +182,7 @@ class _MemberWriter:
         if path.startswith(EXTERNAL + "/"):
             mode = 0o600  # from outside the home, where other modes are usual
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
-        try:
+        with beneath.closing(os.open(name, flags, 0o600, dir_fd=self._descriptor)) as descriptor:
             written = begun = 0
             for piece in content:
                 _write_all(descriptor, piece, sparse=entry.is_sparse)
@@ -201,8 +197,6 @@ class _MemberWriter:
                 set_owner(descriptor, entry.uid, entry.gid)
             beneath.keep_mode(descriptor, mode, path)
             beneath.set_times(descriptor, entry.mtime_ns)
-        finally:
-            os.close(descriptor)
         self.extraction.files += 1
 
     def _enter(self, directory: str) -> None:

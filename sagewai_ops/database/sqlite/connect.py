@@ -33,7 +33,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sagewai_ops.errors import DamagedError
-from sagewai_ops.fs import volumes
+from sagewai_ops.fs import beneath, volumes
 from sagewai_ops.process.signals import is_callback
 from sagewai_ops.text import printable, shell_word, size
 
@@ -177,26 +177,18 @@ def check_sidecars(path: Path) -> None:
 
 def super_journal(journal: Path) -> str:
     """Return the name of the super-journal at the end of a rollback journal; "" without one."""
-    try:
-        descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return ""  # missing; or unreadable, for SQLite too
-    try:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    # Missing; or unreadable, for SQLite too.
+    with suppress(OSError), beneath.closing(os.open(journal, flags)) as descriptor:
         # The name, its length, its checksum, the magic (pager.c, readSuperJournal). The checksum is
         # not compared: a wrong one is no reason to open it.
         end = os.fstat(descriptor).st_size
-        if end < 16:
-            return ""
-        tail = os.pread(descriptor, 16, end - 16)
+        tail = os.pread(descriptor, 16, max(end - 16, 0))
         length = int.from_bytes(tail[:4], "big")
-        if tail[8:] != _JOURNAL_MAGIC or not 0 < length <= end - 16:
-            return ""
-        name = os.pread(descriptor, min(length, _SHOWN_BYTES), end - 16 - length)
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
-    return printable(os.fsdecode(name.rstrip(b"\0"))) or "?"
+        if tail[8:] == _JOURNAL_MAGIC and 0 < length <= end - 16:
+            name = os.pread(descriptor, min(length, _SHOWN_BYTES), end - 16 - length)
+            return printable(os.fsdecode(name.rstrip(b"\0"))) or "?"
+    return ""
 
 
 def has_locks(path: Path) -> bool:

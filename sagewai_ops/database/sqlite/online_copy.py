@@ -441,8 +441,5 @@ def _attribute_errors(source: Path, target: Path) -> Iterator[None]:
 
 def _flush(target: Path) -> None:
     for path, flags in ((target, os.O_NONBLOCK), (target.parent, os.O_DIRECTORY)):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-        try:
+        with beneath.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)) as descriptor:
             beneath.sync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -115,13 +115,9 @@ def clone(source: Path, target: int) -> bool:
 
     Source: ioctl_ficlonerange(2), FICLONE.
     """
-    with suppress(OSError):
-        descriptor = beneath.open_file(source)
-        try:
-            fcntl.ioctl(target, _FICLONE, descriptor)
-            return True
-        finally:
-            os.close(descriptor)
+    with suppress(OSError), beneath.closing(beneath.open_file(source)) as descriptor:
+        fcntl.ioctl(target, _FICLONE, descriptor)
+        return True
     os.ftruncate(target, 0)  # a part may be shared
     return False
 
@@ -192,22 +188,17 @@ def open_descriptor(path: Path) -> Iterator[int]:
         descriptor = open_regular(path)
     except OSError as error:
         raise from_database_error(error, path) from error
-    try:
+    with beneath.closing(descriptor):
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
 def create_private(path: Path) -> Iterator[int]:
     """Create a new file of mode 0600 and yield its descriptor."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
+    with beneath.closing(os.open(path, flags, 0o600)) as descriptor:
         beneath.keep_mode(descriptor, 0o600, path)
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def file_states(source: Path) -> FileStates:

@@ -444,13 +444,10 @@ def _remove_sidecars(resolved: Path, absent: tuple[str, ...]) -> None:
     created = [sidecar(resolved, suffix) for suffix in absent if sidecar(resolved, suffix).exists()]
     if not created:
         return
-    with suppress(OSError):  # locked by another process, or no longer writable: leave them
-        descriptor = open_regular(resolved, os.O_RDWR)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
-            for path in created:
-                # A -wal that is not empty was written by a process that has ended since.
-                if path.name.endswith("-shm") or size_of(path) == 0:
-                    path.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+    # Locked by another process, or no longer writable: leave them.
+    with suppress(OSError), open(open_regular(resolved, os.O_RDWR), "r+b", 0) as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, SHARED_SIZE, SHARED_FIRST)
+        for path in created:
+            # A -wal that is not empty was written by a process that has ended since.
+            if path.name.endswith("-shm") or size_of(path) == 0:
+                path.unlink(missing_ok=True)
