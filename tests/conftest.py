@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from memory_directory import memory_directory
 from postgres_server import _postgres_session, database, every_postgres, postgres
 from remote_servers import azurite, rclone, seaweedfs, sshd
 from sagewai_ops.archive import age_passphrase
@@ -97,6 +98,16 @@ def _own_user_home(
         monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("user")))
         monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
         monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Yield pytest's own directory, or one in memory to tests with the mark `in_memory`."""
+    if request.node.get_closest_marker("in_memory") is None:
+        yield tmp_path
+        return
+    with memory_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(autouse=True)

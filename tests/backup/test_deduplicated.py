@@ -6,18 +6,18 @@ import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from home_builder import BuiltHome, build_home
-from memory_directory import memory_directory
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.report import BackupOptions
 from sagewai_ops.home.paths import DATABASE, locate
+
+pytestmark = pytest.mark.in_memory  # the repository is synced at each step
 
 DATABASE_BYTES = 24_000_000
 # The tables that grow with use, and the text in them that the home's builder made long.
@@ -29,13 +29,6 @@ GROWING = {
 }
 
 pytestmark = pytest.mark.skipif(shutil.which("restic") is None, reason="restic is not installed")
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: the repository is synced at each step."""
-    with memory_directory() as directory:
-        yield directory
 
 
 def restic(repository: Path, *words: object) -> list[dict[str, Any]]:

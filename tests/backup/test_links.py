@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import archives
 from format_reader import read
 from json_schemas import problems
-from memory_directory import memory_directory
 from program import call, taken
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive import manifest
@@ -26,14 +24,9 @@ from sagewai_ops.home.paths import locate
 from sagewai_ops.snapshots.omissions import Reason
 from small_homes import everything_of, small
 
+pytestmark = pytest.mark.in_memory
+
 MOMENT_NS = archives.MOMENT_NS
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A directory in memory."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

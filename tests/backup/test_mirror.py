@@ -7,14 +7,12 @@ import shutil
 import sqlite3
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from home_builder import BuiltHome
-from memory_directory import memory_directory
 from program import call
 from round_trips import assert_same_home, bring_back
 from sagewai_ops.archive.age import Encryption
@@ -37,14 +35,9 @@ from sagewai_ops.snapshots.mirror import find_mirror
 from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 
+pytestmark = pytest.mark.in_memory  # these tests sync much
+
 NOTE = "data/note"
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: these tests sync much."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -8,14 +8,12 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from home_builder import BuiltHome
-from memory_directory import memory_directory
 from program import call
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.backup import mirror_record, mirror_writer
@@ -29,15 +27,10 @@ from sagewai_ops.home.paths import DATABASE, LEGACY_MASTER_KEY, locate
 from small_homes import small
 from step_counter import counting, failing, killed_at
 
+pytestmark = pytest.mark.in_memory  # these tests sync much
+
 NOTE, LOG = "data/note", "data/log"
 LOG_BYTES = 300_000  # longer than what is searched for keys
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: these tests sync much."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 from archives import flip
 from home_builder import BuiltHome
 from json_schemas import problems
-from memory_directory import memory_directory
 from program import Answer, call, run, taken
 from sagewai_ops.errors import PermissionDeniedError
 from sagewai_ops.fs import atomic, beneath
@@ -24,12 +22,7 @@ from sagewai_ops.snapshots import cards, catalog
 from small_homes import everything_of, small
 from step_counter import killed
 
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: what these tests make durable is much."""
-    with memory_directory() as directory:
-        yield directory
+pytestmark = pytest.mark.in_memory  # what these tests make durable is much
 
 
 @pytest.fixture

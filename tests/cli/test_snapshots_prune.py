@@ -1,19 +1,19 @@
 """`snapshots prune|undelete` and `backup --keep-*` as people and scripts meet them; their JSON."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from home_builder import BuiltHome
 from json_schemas import problems
-from memory_directory import memory_directory
 from other_process import running
 from program import PATIENCE_SECONDS, Answer, call, run, started, taken
 from sagewai_ops.snapshots import catalog
 from sagewai_ops.snapshots.trash import list_trash
 from small_homes import small
+
+pytestmark = pytest.mark.in_memory  # many snapshots are made durable
 
 HOLD = """
 import pathlib
@@ -22,13 +22,6 @@ from sagewai_ops.fs import locks
 with locks.exclusive(pathlib.Path(sys.argv[1])):
     pause()
 """
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: many snapshots are made durable."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 import real_homes
 from archives import flip, forge
 from home_builder import BuiltHome
-from memory_directory import memory_directory
 from round_trips import snapshot_of
 from sagewai_ops.archive.age import Decryption, Encryption, temporary_identity
 from sagewai_ops.database.sqlite.integrity import check_integrity
@@ -46,14 +44,9 @@ from small_homes import everything_of, small
 from step_counter import counting, failing, killed_at, until_done
 from unprivileged import reachable_directory, unprivileged
 
+pytestmark = pytest.mark.in_memory  # what these tests make durable is much
+
 OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory: what these tests make durable is much."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

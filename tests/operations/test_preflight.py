@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import pytest
 import home_writer
 import real_homes
 from json_schemas import problems
-from memory_directory import memory_directory
 from postgres_server import Server
 from program import Answer, call
 from sagewai_ops.backup.report import BackupOptions
@@ -33,6 +32,8 @@ from sagewai_ops.swap import pending
 from sagewai_ops.swap.pending import Pending
 from small_homes import everything_of
 
+pytestmark = pytest.mark.in_memory  # others cannot put another home there
+
 NAMES = [
     "use", "layout", "permissions", "keys", "database", "space", "snapshot", "drill", "upgrade",
 ]  # fmt: skip
@@ -44,13 +45,6 @@ class Usage(NamedTuple):
     total: int
     used: int
     free: int
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Yield a directory in memory, in which others cannot put another home."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import pytest
 import real_homes
 from archives import DIRECTORY, MOMENT_NS, STATE, forge, write
 from archives import small as small_archive
-from memory_directory import memory_directory
 from other_process import running
 from round_trips import (
     assert_same_home,
@@ -58,15 +57,10 @@ from sagewai_ops.snapshots.database_check import Check, DatabaseFacts, examine_d
 from small_homes import everything_of, small
 from unprivileged import NO_USER, reachable_directory, unprivileged
 
+pytestmark = pytest.mark.in_memory  # these tests sync often
+
 IS_ROOT = os.geteuid() == 0
 OTHER_KEY = b"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Return a directory in memory: these tests sync often."""
-    with memory_directory() as directory:
-        yield directory
 
 
 @pytest.fixture
