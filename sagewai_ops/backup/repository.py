@@ -25,9 +25,9 @@ from sagewai_ops.backup.mirror import update_mirror
 from sagewai_ops.backup.recipients import has_plain_history
 from sagewai_ops.backup.report import BackupOptions, BackupReport
 from sagewai_ops.backup.run import BackupRun
+from sagewai_ops.backup.upload import finish_despite_signals
 from sagewai_ops.errors import DamagedError, OpsError, UsageError
 from sagewai_ops.home.paths import Home
-from sagewai_ops.process.signals import describe_interruption, uninterrupted
 from sagewai_ops.process.threads import ThreadPool
 from sagewai_ops.progress import Progress, byte_counter
 from sagewai_ops.remote.path import RemotePath, has_trees, tree_store
@@ -146,7 +146,7 @@ class _Repository:
                 home_id=home_ids(self._home)[0],
                 previous=previous,
             ) as (count, commit),
-            _finish_despite_signals(run.id),
+            finish_despite_signals(run.id),
         ):
             commit()
             run.mark(self._place)
@@ -306,11 +306,3 @@ def _choose(reader: ArchiveReader, amount: ReadBack) -> dict[str, int]:
 
 def _is_file(entry: Entry) -> bool:
     return entry.type is EntryType.FILE
-
-
-@contextlib.contextmanager
-def _finish_despite_signals(snapshot_id: str) -> Iterator[None]:
-    """Delay signals until the card is stored, and report that."""
-    with uninterrupted():
-        yield
-        describe_interruption(f"snapshot {snapshot_id} is complete")

@@ -102,7 +102,7 @@ def upload_snapshot(
             card = {**run.card(report), "read_back": {"bytes": read_bytes}}
             if read_bytes < sent.size_bytes:
                 card.pop("verified_at")
-            with _finish_despite_signals(run.id):
+            with finish_despite_signals(run.id):
                 content = encode_card(card, run.key)
                 if not place.store.put(card_path(path).member, content):
                     raise TargetBusyError(f"{card_path(path)}: exists, and another run wrote it")
@@ -217,8 +217,8 @@ def _home_of(place: RemotePath, item: ObjectFacts) -> str:
 
 
 @contextlib.contextmanager
-def _finish_despite_signals(snapshot_id: str) -> Iterator[None]:
-    """Delay signals until the card is written, and report that."""
+def finish_despite_signals(snapshot_id: str) -> Iterator[None]:
+    """Delay signals until the card is stored, and report that."""
     with uninterrupted():
         yield
         describe_interruption(f"snapshot {snapshot_id} is complete")

@@ -128,26 +128,9 @@ def _failure(kind: str, content: list[str]) -> Exception:
 @contextmanager
 def start_worker() -> Iterator[CheckWorker]:
     """Run a worker for the block."""
-    import subprocess
+    from sagewai_ops.process.child import python_child
 
-    from sagewai_ops.process.child import child
-    from sagewai_ops.process.interpreter import find_interpreter
-    from sagewai_ops.process.parent import end_if_stopped
-
-    interpreter = find_interpreter()
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            interpreter.module_command(__name__),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=interpreter.variables,
-            pass_fds=interpreter.descriptors,
-            start_new_session=True,  # the terminal's signals are for the parent
-        )
-
-    with child(start, end_seconds=_END_SECONDS, number=signal.SIGKILL) as process:
-        end_if_stopped(process.pid)
+    with python_child(__name__, end_seconds=_END_SECONDS) as process:
         yield CheckWorker(process)
 
 

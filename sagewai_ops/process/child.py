@@ -15,6 +15,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 
+from sagewai_ops.process.interpreter import find_interpreter
+from sagewai_ops.process.parent import end_if_stopped
 from sagewai_ops.process.signals import uninterrupted
 from sagewai_ops.records import dataclass
 
@@ -63,6 +65,30 @@ def child(
             process = start()
             stack.enter_context(process)
             stack.callback(end, process, end_seconds, number)
+        yield process
+
+
+@contextlib.contextmanager
+def python_child(module: str, *, end_seconds: float) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `main` of one of our modules for the block, with pipes as its input and output.
+
+    It is killed at an error, for SIGTERM would wait for a process that is stopped; and one that
+    stays stopped is killed too.
+    """
+    interpreter = find_interpreter()
+
+    def start() -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            interpreter.module_command(module),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=interpreter.variables,
+            pass_fds=interpreter.descriptors,
+            start_new_session=True,  # the terminal's signals are for the parent
+        )
+
+    with child(start, end_seconds=end_seconds, number=signal.SIGKILL) as process:
+        end_if_stopped(process.pid)
         yield process
 
 

@@ -271,27 +271,9 @@ def open_writer(database: Path, total: int) -> Iterator[Writer]:
         with open_target(database, total) as connection:
             yield Writer(connection)
         return
-    import subprocess
+    from sagewai_ops.process.child import python_child
 
-    from sagewai_ops.process.child import child
-    from sagewai_ops.process.interpreter import find_interpreter
-    from sagewai_ops.process.parent import end_if_stopped
-
-    interpreter = find_interpreter()
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            interpreter.module_command(__name__),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=interpreter.variables,
-            pass_fds=interpreter.descriptors,
-            start_new_session=True,
-        )
-
-    # SIGTERM would wait for a process that is stopped, and with it the thread that reads from it.
-    with child(start, end_seconds=_END_SECONDS, number=signal.SIGKILL) as process:
-        end_if_stopped(process.pid)
+    with python_child(__name__, end_seconds=_END_SECONDS) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         for pipe in (process.stdin, process.stdout):
