@@ -177,7 +177,7 @@ class Server:
 
     def _start(self, programs: Path, data: Path) -> None:
         for _attempt in range(5):  # another program may take the free port first
-            self.port = _free_port()
+            self.port = free_port()
             if self._answers(programs, data):
                 return
         raise RuntimeError(f"{self.installation.name}: {(self.directory / 'log').read_text()}")
@@ -392,7 +392,8 @@ def _before_16() -> str:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that the kernel chose; another process may take it before the server does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

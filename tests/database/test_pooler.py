@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from postgres_server import Server, _free_port, _servant
+from postgres_server import Server, _servant, free_port
 from program import PATIENCE_SECONDS, call
 from sagewai_ops.database.postgres.connection import open_transaction
 from sagewai_ops.database.url import PostgresUrl, parse
@@ -39,7 +39,7 @@ class Pooler:
     """A PgBouncer in front of a server, with few server connections for each database."""
 
     def __init__(self, server: Server, mode: str, connections: int = 1) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         user, group = _servant()
         self._directory = Path(tempfile.mkdtemp(prefix="ops-pooler-"))
         self._directory.chmod(0o755)

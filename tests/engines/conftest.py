@@ -1,4 +1,4 @@
-"""Repositories in memory: borg syncs each segment, which takes most of the time on a busy disk."""
+"""In memory: borg syncs each segment, which takes most of the time on a busy disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memory_directory import memory_directory
+from small_homes import small
 
 
 @pytest.fixture
@@ -15,3 +16,9 @@ def tmp_path() -> Iterator[Path]:
     """Replace pytest's own."""
     with memory_directory() as directory:
         yield directory
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A small home, with everything in its WAL."""
+    return small(tmp_path / "home").root

@@ -11,16 +11,8 @@ import pytest
 from engine_repositories import Repository, repository
 from program import call
 from sagewai_ops.snapshots.catalog import scratch_path
-from small_homes import small
 
 __all__ = ["repository"]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A small home."""
-    root: Path = small(tmp_path / "home").root
-    return root
 
 
 def test_a_dry_run_of_a_missing_repository_fails_as_the_run_does(

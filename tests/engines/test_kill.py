@@ -14,18 +14,11 @@ import pytest
 from engine_repositories import PASSWORD, Repository, repository
 from home_writer import start
 from program import COMMAND, PATIENCE_SECONDS, call, run
-from small_homes import rows_of, small
+from small_homes import rows_of
 
 __all__ = ["repository"]
 _SMALL_DISK_BYTES = 24 * 1024 * 1024
 _LARGE_BYTES = 64 * 1024 * 1024
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A small home."""
-    root: Path = small(tmp_path / "home").root
-    return root
 
 
 def _ids(home: Path, repository: Repository) -> list[str]:

@@ -13,16 +13,9 @@ import pytest
 
 from engine_repositories import ENGINES, PASSWORD, Repository, repository
 from program import Answer, call
-from small_homes import everything_of, rows_of, small
+from small_homes import everything_of, rows_of
 
 __all__ = ["repository"]
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """A home with everything in its WAL."""
-    root: Path = small(tmp_path / "home").root
-    return root
 
 
 def _ids(answer: Answer) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import struct
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from sagewai_ops.errors import DifferenceError, TargetBusyError, UsageError
 from sagewai_ops.export.learnings import learnings
 from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.home.paths import Home
-from targets import at_head, catalog_of, copy_of, counts_of, exported, home_with
+from targets import at_head, catalog_of, counts_of, exported, home_with
 
 TABLES = {"vec_learnings": (28, 384), "Notes_2": (1100, 8), "wide": (5, 1536)}
 
@@ -27,12 +26,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home_with(
         tmp_path_factory.mktemp("original") / "home", vectors=28, dimension=384, more_vectors=more
     )
-
-
-@pytest.fixture
-def home(original: Home, tmp_path: Path) -> Home:
-    """A copy of it for one test."""
-    return copy_of(original, tmp_path / "home")
 
 
 def stored(home: Home, name: str) -> dict[str, tuple[object, ...]]:

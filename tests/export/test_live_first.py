@@ -127,12 +127,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home_with(tmp_path_factory.mktemp("original") / "home", rows_in={"agent_runs": 700})
 
 
-@pytest.fixture
-def home(original: Home, tmp_path: Path) -> Home:
-    """A copy of it for one test."""
-    return copy_of(original, tmp_path / "home")
-
-
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_written_until_the_stop_arrives(home: Home, postgres: Server, name: str) -> None:
     """Rows that are inserted, deleted, updated, with keys of every kind."""

@@ -84,12 +84,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture
-def home(original: Home, tmp_path: Path) -> Home:
-    """A copy of it for one test."""
-    return copy_of(original, tmp_path / "home")
-
-
-@pytest.fixture
 def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a range of each piece that the reader sends."""
     monkeypatch.setattr(ranges, "RANGE_BYTES", 1)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import asyncpg
 import pytest
 
 from cut_connection import COMMIT, cutting, signal_self
-from postgres_server import Server
+from postgres_server import Server, free_port
 from program import COMMAND, PATIENCE_SECONDS
 from sagewai_ops.database.postgres import connection as postgres_connection
 from sagewai_ops.database.postgres import transaction
@@ -53,7 +52,6 @@ from sagewai_ops.schema import postgres_server as schema_server
 from sagewai_ops.swap.pending import require_settled
 from targets import (
     at_head,
-    copy_of,
     counts_of,
     exported,
     home_with,
@@ -96,12 +94,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home with a little in every table, and more in some."""
     rows_in = {"agent_runs": 2500, "prompt_logs": 2500, "cost_records": 2500}
     return home_with(tmp_path_factory.mktemp("original") / "home", rows_in=rows_in)
-
-
-@pytest.fixture
-def home(original: Home, tmp_path: Path) -> Home:
-    """A copy of it for one test."""
-    return copy_of(original, tmp_path / "home")
 
 
 def quiet(server: Server, database: str) -> None:
@@ -664,11 +656,3 @@ def dying(home: Home) -> Iterator[Callable[[str], int]]:
 
         yield die
         output.close()
-
-
-def free_port() -> int:
-    """Return a port on which no process listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

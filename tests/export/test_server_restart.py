@@ -10,7 +10,6 @@ import shlex
 import sqlite3
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from sagewai_ops.export.workdir import export_directory
 from sagewai_ops.home.paths import Home
 from sagewai_ops.home.server_record import PLACE
 from sagewai_ops.swap.pending import require_settled
-from targets import at_head, copy_of, counts_of, home_with, state_of
+from targets import at_head, counts_of, home_with, state_of
 
 RESUME = "sagewai-ops export-to-postgres URL --resumable  # continues"
 AGAIN = "sagewai-ops: warning: nothing was changed: Sagewai can be started again"
@@ -47,12 +46,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return home_with(
         tmp_path_factory.mktemp("original") / "home", enlarge, rows_in={"agent_runs": 2000}
     )
-
-
-@pytest.fixture
-def home(original: Home, tmp_path: Path) -> Home:
-    """A copy of it for one test."""
-    return copy_of(original, tmp_path / "home")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from interop import program
 from interop.homes import Site, copy_home, make_site
 
 
@@ -47,3 +48,11 @@ def site(made_site: Site) -> Site:
 def log(tmp_path: Path) -> Path:
     """Where the servers of a test print."""
     return tmp_path / "server.log"
+
+
+@pytest.fixture
+def snapshots(site: Site, tmp_path: Path) -> Path:
+    """A directory with one snapshot of the killed home, without its key."""
+    directory = tmp_path / "snapshots"
+    program.succeed(site.home, "backup", "--to", directory)
+    return directory

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from interop import environment
+from postgres_server import free_port
 
 READY_SECONDS = 120.0  # two cores that other work keeps busy; 10 s when they are idle
 STOP_SECONDS = 30.0
@@ -89,7 +89,7 @@ class Server:
         Raises:
             ServerError: It ended, or did not become ready in READY_SECONDS.
         """
-        self._port = _free_port()
+        self._port = free_port()
         sagewai = environment.python_of_sagewai().with_name("sagewai")
         command = [str(sagewai), "admin", "serve", "--port", str(self._port)]
         variables = environment.quiet_environment() | {"SAGEWAI_HOME": str(self.home)}
@@ -149,11 +149,3 @@ class Server:
 
     def _tail(self) -> str:
         return "\n".join(self.log_text().splitlines()[-40:])
-
-
-def _free_port() -> int:
-    """Return a port that the kernel chose; another process may take it before the server does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

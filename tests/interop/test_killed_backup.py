@@ -26,14 +26,6 @@ PAGE_BYTES = 4096  # of the main file while everything else is in the WAL
 PASSPHRASE = "neun Pferde im Regen"
 
 
-@pytest.fixture
-def snapshots(site: Site, tmp_path: Path) -> Path:
-    """A directory with one snapshot of the killed home, without its key."""
-    directory = tmp_path / "snapshots"
-    program.succeed(site.home, "backup", "--to", directory)
-    return directory
-
-
 def test_home_restored_elsewhere_reads_the_same(
     site: Site, snapshots: Path, tmp_path: Path, log: Path
 ) -> None:

@@ -18,14 +18,6 @@ from interop.server import running
 pytestmark = pytest.mark.interop
 
 
-@pytest.fixture
-def snapshots(site: Site, tmp_path: Path) -> Path:
-    """A directory with one snapshot of the killed home, without its key."""
-    directory = tmp_path / "snapshots"
-    program.succeed(site.home, "backup", "--to", directory)
-    return directory
-
-
 def test_rebound_fleet_is_seen_elsewhere(
     site: Site, snapshots: Path, tmp_path: Path, log: Path
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from sagewai_ops.home.state_files import read_documents
 from sagewai_ops.keys.locations import Role, SealedValue, in_database, in_documents
 
 TOKEN = "fernet:gAAAAAabc_-="
-
-
-@pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    """A database in memory, without a table."""
-    with closing(sqlite3.connect(":memory:")) as opened:
-        yield opened
 
 
 def found_in(document: str, content: object) -> list[tuple[str, Role]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,6 @@ from sagewai_ops.keys.plaintext_secrets import (
 from small_homes import small
 
 SEALED = "fernet:gAAAAAabc_-="
-
-
-@pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    """A database in memory, without a table."""
-    with closing(sqlite3.connect(":memory:")) as opened:
-        yield opened
 
 
 def found_in(document: str, content: object) -> dict[str, Habit]:

@@ -20,8 +20,6 @@ from postgres_server import Server
 from program import COMMAND, call
 from returned_homes import (
     bring_back,
-    real_on_server,
-    small_on_server,
     value_of,
 )
 from sagewai_ops.database.postgres.snapshot_session import SnapshotSession
@@ -39,24 +37,6 @@ from server_homes import ServerHome, make_server_home
 from small_homes import everything_of
 from step_counter import killed
 from targets import url_of
-
-
-@pytest.fixture(scope="module")
-def small(
-    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerHome]:
-    """A small home on a server, without rows that a home cannot have."""
-    with small_on_server(tmp_path_factory.mktemp("small")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def original(
-    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ServerHome, dict[str, list[Any]]]]:
-    """A home of the real Sagewai on a server; and its values before the move."""
-    with real_on_server(tmp_path_factory.mktemp("original")) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sqlite3
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from returned_homes import (
     bring_back,
     learnings_of,
     moved,
-    small_on_server,
     valid,
     value_of,
 )
@@ -35,15 +33,6 @@ from targets import at_head, home_with, url_of
 
 PASSWORD = "s3cr3t @:/ Wort"
 OLD = "019_fleet_tasks"
-
-
-@pytest.fixture(scope="module")
-def small(
-    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerHome]:
-    """A small home on a server, without rows that a home cannot have."""
-    with small_on_server(tmp_path_factory.mktemp("small")) as made:
-        yield made
 
 
 @pytest.mark.parametrize("least", [row_writer.LEAST_BYTES, 0], ids=["here", "process"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ from returned_homes import (
 from sagewai_ops.home.paths import DATABASE, locate
 from server_homes import ServerHome, content, make_server_home
 from targets import counts_of, home_with, state_of
-
-
-@pytest.fixture(scope="module")
-def original(
-    _postgres_session: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ServerHome, dict[str, list[Any]]]]:
-    """A home of the real Sagewai on a server; and its values before the move."""
-    with real_on_server(tmp_path_factory.mktemp("original")) as made:
-        yield made
 
 
 def test_a_home_that_moved_comes_back(

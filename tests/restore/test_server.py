@@ -45,20 +45,6 @@ def original(
     yield from home_and_snapshot(tmp_path_factory)
 
 
-@pytest.fixture
-def home(original: tuple[ServerHome, BackupReport]) -> ServerHome:
-    """That home."""
-    return original[0]
-
-
-@pytest.fixture
-def empty(home: ServerHome) -> Iterator[str]:
-    """The name of an empty database."""
-    name = home.server.create()
-    yield name
-    home.server.drop(name)
-
-
 def bring_back(home: ServerHome, target: Path, database: str, *words: object) -> Answer:
     """Restore the latest snapshot to a directory and a database."""
     return call(

@@ -37,20 +37,6 @@ def original(
 
 
 @pytest.fixture
-def home(original: tuple[ServerHome, BackupReport]) -> ServerHome:
-    """That home."""
-    return original[0]
-
-
-@pytest.fixture
-def empty(home: ServerHome) -> Iterator[str]:
-    """The name of an empty database."""
-    name = home.server.create()
-    yield name
-    home.server.drop(name)
-
-
-@pytest.fixture
 def target(tmp_path: Path) -> Path:
     """A home to replace."""
     made = tmp_path / "copy"

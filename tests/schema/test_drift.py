@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
 
 import pytest
 
 from sagewai_ops.schema import sqlite_catalog, sqlite_head
 from sagewai_ops.schema.drift import find_drift
-
-
-@pytest.fixture
-def fresh() -> Iterator[sqlite3.Connection]:
-    """A database in memory with the schema of a fresh home."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in sqlite_head.statements():
-            connection.execute(statement)
-        yield connection
-
 
 STATUS = "status IN ('pending','claimed','completed','failed')"
 

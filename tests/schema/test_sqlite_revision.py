@@ -6,7 +6,6 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ NEXT = {  # revisions that bring nothing to SQLite are reached with the one befo
     "006_replay_snapshots": "007_merge_006_branches",
     "012_tenant_agent": "013_tenant_run_telemetry",
 }
-
-
-@pytest.fixture
-def fresh() -> Iterator[sqlite3.Connection]:
-    """A database in memory with the schema of a fresh home."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        for statement in sqlite_head.statements():
-            connection.execute(statement)
-        yield connection
 
 
 @pytest.mark.parametrize("revision", revisions())
