@@ -6,11 +6,11 @@ name only, because their paths differ. On other systems the result is empty, nev
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from sagewai_ops.process.procfs import held_locks, open_descriptors, stat_fields
+from sagewai_ops.process.procfs import open_descriptors, read_locks, stat_fields
 
 
 def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -> set[int]:
@@ -24,12 +24,12 @@ def find_openers(root: Path, files: Iterable[Path] = (), *, ignored: str = "") -
         files: Also found where another container has another path for them.
         ignored: Begins the names directly in the directory that do not count.
     """
-    known = dict(_identities(files))
+    known = identities(files)
     if not known and _is_missing(root):
         return set()  # no process is asked: that takes as long as 20 MB of a restore
     prefix = os.fsencode(root) + b"/"
     names = {os.fsencode(path.name) for path in known.values()}
-    users = {*_lockers(known)}
+    users = {pid for _kind, pid, file in read_locks() if file in known}
     others: set[int] = set()
     for pid, links in open_descriptors():
         for link in links:
@@ -71,20 +71,14 @@ def _is_missing(path: Path) -> bool:
     return False
 
 
-def _identities(files: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
+def identities(files: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """Return the files that exist, by device and inode."""
+    found = {}
     for path in files:
         with suppress(OSError):
             status = path.stat()
-            yield (status.st_dev, status.st_ino), path
-
-
-def _lockers(known: Mapping[tuple[int, int], Path]) -> Iterator[int]:
-    """Yield the processes with locks on known files; 0 is a process of another container."""
-    for _kind, pid, file in held_locks():
-        with suppress(ValueError):  # a lock that is on no file
-            major, minor, inode = file.split(":")
-            if (os.makedev(int(major, 16), int(minor, 16)), int(inode)) in known:
-                yield pid
+            found[status.st_dev, status.st_ino] = path
+    return found
 
 
 def _own_ancestors() -> set[int]:

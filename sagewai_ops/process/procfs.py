@@ -70,9 +70,8 @@ def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
         status = os.stat(path)
     except OSError:
         return ()
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    wanted = f"{device}:{status.st_ino}"
-    pids = {pid for lock_kind, pid, file in held_locks() if lock_kind == kind and file == wanted}
+    wanted = (kind, (status.st_dev, status.st_ino))
+    pids = {pid for lock_kind, pid, file in read_locks() if (lock_kind, file) == wanted}
     return tuple(read_process(pid) for pid in sorted(pids))
 
 
@@ -131,17 +130,25 @@ def user_of(process: Process) -> int | None:
     return None
 
 
-def held_locks() -> Iterator[tuple[str, int, str]]:
-    """Yield (kind, pid, device:inode) for every held lock; proc(5), `/proc/locks`."""
+def read_locks(*, waiting: bool = False) -> Iterator[tuple[str, int, tuple[int, int]]]:
+    """Yield kind, process, and file (device and inode) of each lock; proc(5), `/proc/locks`.
+
+    The number of a process of another container is 0.
+
+    Args:
+        waiting: Also of those who wait for it.
+    """
     try:
-        lines = (_PROC / "locks").read_text(encoding="ascii").splitlines()
+        lines = (_PROC / "locks").read_text("ascii").splitlines()
     except OSError:
         return
     for line in lines:
-        fields = line.split()
-        # A line with -> is a waiter, not a holder.
-        if len(fields) >= 6 and fields[1] != "->":
-            yield fields[1], max(int(fields[4]), 0), fields[5]
+        words = [word for word in line.split() if word != "->"]  # a waiting process
+        with suppress(ValueError, IndexError):
+            major, minor, inode = words[5].split(":")
+            if waiting or "->" not in line:
+                device = os.makedev(int(major, 16), int(minor, 16))
+                yield words[1], max(int(words[4]), 0), (device, int(inode))
 
 
 def stat_fields(pid: int) -> list[str]:

@@ -202,8 +202,7 @@ def test_system_without_proc_asks_the_kernel_alone(
     holder: OtherProcess, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS, where F_GETLK is the only witness."""
-    for module in (in_use, procfs):
-        monkeypatch.setattr(module, "_PROC", tmp_path / "no-proc")
+    monkeypatch.setattr(procfs, "_PROC", tmp_path / "no-proc")
 
     assert [user.pid for user in find_users(database)] == [holder.pid]
 

@@ -14,8 +14,7 @@ another machine, over a network file system, are not found.
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sagewai_ops.database.sqlite.read_transaction import (
@@ -35,11 +34,16 @@ from sagewai_ops.home.paths import (
     PROFILES,
 )
 from sagewai_ops.process.interpreter import find_interpreter
-from sagewai_ops.process.open_files import find_openers
-from sagewai_ops.process.procfs import Process, describe, open_descriptors, read_process
+from sagewai_ops.process.open_files import find_openers, identities
+from sagewai_ops.process.procfs import (
+    Process,
+    describe,
+    open_descriptors,
+    read_locks,
+    read_process,
+)
 from sagewai_ops.text import shell_word
 
-_PROC = Path("/proc")
 # Found by their identity: a container has other paths. Sagewai has the lock for milliseconds.
 _DOCUMENTS = (
     *(ADMIN_STATE, f"{ADMIN_STATE}.lock", CONNECTIONS, PROFILES, MASTER_KEY),
@@ -83,9 +87,8 @@ def find_users(
     pids: set[int] = set()
     for database in dict.fromkeys(Path(os.path.realpath(database)) for database in databases):
         files = [database, *(sidecar(database, suffix) for suffix in ("-wal", "-shm"))]
-        identities = {(status.st_dev, status.st_ino): path for path, status in _existing(files)}
-        if identities:
-            pids |= {*_lock_owners(set(identities)), *_openers(identities), *_blockers(database)}
+        if known := identities(files):
+            pids |= {*_lock_owners(known), *_openers(known), *_blockers(database)}
     if root is not None:
         documents = [root / name for name in _DOCUMENTS]
         pids |= find_openers(Path(os.path.realpath(root)), documents, ignored=OWN_PREFIX)
@@ -132,21 +135,15 @@ def stop_command(users: Iterable[Process], database: Path) -> str:
     return "\n".join(lines)
 
 
-def _existing(files: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
-    for path in files:
-        with suppress(OSError):
-            yield path, path.stat()
-
-
-def _openers(identities: dict[tuple[int, int], Path]) -> Iterator[int]:
+def _openers(known: Mapping[tuple[int, int], Path]) -> Iterator[int]:
     """Search the open files of every process that we may inspect."""
-    names = {os.fsencode(path.name) for path in identities.values()}
+    names = {os.fsencode(path.name) for path in known.values()}
     for pid, links in open_descriptors():
-        if any(_is_database(link, names, identities) for link in links):
+        if any(_is_database(link, names, known) for link in links):
             yield pid
 
 
-def _is_database(link: str, names: set[bytes], identities: dict[tuple[int, int], Path]) -> bool:
+def _is_database(link: str, names: set[bytes], known: Mapping[tuple[int, int], Path]) -> bool:
     try:
         # By name first: the status of a file on a dead file server can hang.
         if os.path.basename(os.readlink(os.fsencode(link))) not in names:
@@ -154,23 +151,14 @@ def _is_database(link: str, names: set[bytes], identities: dict[tuple[int, int],
         status = os.stat(link)
     except OSError:
         return False
-    return (status.st_dev, status.st_ino) in identities
+    return (status.st_dev, status.st_ino) in known
 
 
-def _lock_owners(identities: set[tuple[int, int]]) -> Iterator[int]:
-    """Parse the kernel's list: `1: POSIX ADVISORY READ <pid> <major>:<minor>:<inode> <range>`."""
-    try:
-        lines = (_PROC / "locks").read_text("ascii").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        words = [word for word in line.split() if word != "->"]  # a waiting process
-        with suppress(ValueError, IndexError):
-            major, minor, inode = words[5].split(":")
-            pid = int(words[4])
-            device = os.makedev(int(major, 16), int(minor, 16))
-            if (device, int(inode)) in identities and pid > 0:
-                yield pid
+def _lock_owners(known: Mapping[tuple[int, int], Path]) -> Iterator[int]:
+    """Search the kernel's list of locks."""
+    for _kind, pid, file in read_locks(waiting=True):
+        if file in known and pid > 0:
+            yield pid
 
 
 def _blockers(resolved: Path) -> Iterator[int]:
