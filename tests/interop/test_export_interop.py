@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -69,18 +70,7 @@ def test_a_server_on_postgresql_lists_the_same(site: Site, server: Server, log: 
     url = server.url(database)
     succeed(site.home, "export-to-postgres", url)
 
-    with running(site.home, log, {"SAGEWAI_DATABASE_URL": url}) as sagewai:
-        client = Client(sagewai.url)
-        client.log_in()
-        listings, pages = client.listings(), client.pages()
-        client.create_each(NEW)
-        later = client.listings()
-
-    assert _utc(listings) == _utc(site.listings)
-    assert _utc(pages) == _utc(site.pages)
-    for name, listing in later.items():
-        assert NEW in json.dumps(listing), name
-        assert MARKER in json.dumps(listing), name
+    _check_that_it_goes_on(site, log, {"SAGEWAI_DATABASE_URL": url})
     server.drop(database)
 
 
@@ -96,20 +86,10 @@ def test_sagewai_goes_on_in_sqlite_after_the_return(
     restore = ("restore", "latest", "--replace", "--to-sqlite")
     back = call(site.home, *restore, snapshots=snapshots, url=url)
     postgres.drop(database)
-    reading = read_home(site.home)
-    with running(site.home, log) as sagewai:
-        client = Client(sagewai.url)
-        client.log_in()
-        listings, pages = client.listings(), client.pages()
-        client.create_each(NEW)
-        later = client.listings()
 
     assert back.code == 0, back.answer
-    assert reading == site.reading
-    assert (_utc(listings), _utc(pages)) == (_utc(site.listings), _utc(site.pages))
-    for name, listing in later.items():
-        assert NEW in json.dumps(listing), name
-        assert MARKER in json.dumps(listing), name
+    assert read_home(site.home) == site.reading
+    _check_that_it_goes_on(site, log)
 
 
 def test_sagewai_goes_on_in_sqlite_after_an_import(site: Site, postgres: Server, log: Path) -> None:
@@ -124,20 +104,10 @@ def test_sagewai_goes_on_in_sqlite_after_an_import(site: Site, postgres: Server,
 
     back = call(site.home, "import-from-postgres", url)
     postgres.drop(database)
-    reading = read_home(site.home)
-    with running(site.home, log) as sagewai:
-        client = Client(sagewai.url)
-        client.log_in()
-        listings, pages = client.listings(), client.pages()
-        client.create_each(NEW)
-        later = client.listings()
 
     assert back.code == 0, back.answer
-    assert reading == site.reading
-    assert (_utc(listings), _utc(pages)) == (_utc(site.listings), _utc(site.pages))
-    for name, listing in later.items():
-        assert NEW in json.dumps(listing), name
-        assert MARKER in json.dumps(listing), name
+    assert read_home(site.home) == site.reading
+    _check_that_it_goes_on(site, log)
 
 
 def test_a_database_that_sagewai_migrated_is_filled_once(site: Site, postgres: Server) -> None:
@@ -212,6 +182,24 @@ def test_learnings_are_searched_as_vectors(site: Site, postgres: Server) -> None
 def _utc(value: object) -> object:
     """Leave the mark of UTC off: Sagewai writes it where the database returns it, and means it."""
     return json.loads(re.sub(r'(T\d\d:\d\d:\d\d[.\d]*)(Z|\+00:00)"', r'\1"', json.dumps(value)))
+
+
+def _check_that_it_goes_on(
+    site: Site, log: Path, variables: Mapping[str, str] | None = None
+) -> None:
+    """Check what a server on the home lists, and that it lists too what is created then."""
+    with running(site.home, log, variables) as sagewai:
+        client = Client(sagewai.url)
+        client.log_in()
+        listings, pages = client.listings(), client.pages()
+        client.create_each(NEW)
+        later = client.listings()
+
+    assert _utc(listings) == _utc(site.listings)
+    assert _utc(pages) == _utc(site.pages)
+    for name, listing in later.items():
+        assert NEW in json.dumps(listing), name
+        assert MARKER in json.dumps(listing), name
 
 
 def _check_the_move(site: Site, moved: Ended) -> None:

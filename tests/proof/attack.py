@@ -31,7 +31,6 @@ import signal
 import stat
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -47,7 +46,7 @@ from proof.bench import Proof, import_everything  # noqa: E402
 from proof.canaries import Canaries, files_of  # noqa: E402
 from proof.cases import CASES, Case  # noqa: E402
 from proof.faults import Ended, Fault, Mode, Runner, Step  # noqa: E402
-from proof.parts import run_parts, share, share_of, write_counts  # noqa: E402
+from proof.parts import parsed_options, report, run_parts, share, write_counts  # noqa: E402
 from proof.plans import distinct, thinned  # noqa: E402
 from proof.worlds import OTHER_USER, World  # noqa: E402
 from sagewai_ops.errors import EXIT_DONE, EXIT_FINDINGS, EXIT_INCOMPLETE  # noqa: E402
@@ -486,7 +485,10 @@ def main() -> int:
     if found is None:
         return 2
     counts = [Count(**item) for item in found]
-    return _report(counts, time.monotonic() - started, options)
+    shown = ("steps", "distinct", "planned", "attacks", "struck", "replaced")
+    summed = ("steps", "distinct", "planned", "attacks", "struck", "undone", "replaced")
+    seconds = time.monotonic() - started
+    return report(counts, shown, summed, seconds, options, most=_SHOWN, kind=_kind)
 
 
 def _part(options: argparse.Namespace) -> int:
@@ -523,42 +525,6 @@ def _part(options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(counts: list[Count], seconds: float, options: argparse.Namespace) -> int:
-    order = {case.name: number for number, case in enumerate(CASES)}
-    counts.sort(key=lambda count: order.get(count.name, 0))
-    heads = ("steps", "distinct", "planned", "attacks", "struck", "replaced", "broken")
-    print(f"{'command':<38}" + "".join(f"{name:>9}" for name in heads))
-    for count in counts:
-        print(
-            f"{count.name:<38}{count.steps:>9}{count.distinct:>9}{count.planned:>9}{count.attacks:>9}{count.struck:>9}"
-            f"{count.replaced:>9}{len(count.violations):>9}"
-        )
-    broken = [text for count in counts for text in count.violations]
-    totals = {
-        "commands": len(counts),
-        "steps": sum(count.steps for count in counts),
-        "distinct": sum(count.distinct for count in counts),
-        "planned": sum(count.planned for count in counts),
-        "attacks": sum(count.attacks for count in counts),
-        "struck": sum(count.struck for count in counts),
-        "undone": sum(count.undone for count in counts),
-        "replaced": sum(count.replaced for count in counts),
-        "violations": len(broken),
-        "seed": options.seed,
-        "seconds": round(seconds, 1),
-    }
-    print(", ".join(f"{name}: {value}" for name, value in totals.items()))
-    kinds = Counter(_kind(text) for text in broken)
-    for kind, number in kinds.most_common():
-        print(f"  {number:>6}  {kind}")
-    for text in broken[: None if options.verbose else _SHOWN]:
-        print(f"  {text}")
-    if options.json:
-        document = {**totals, "kinds": kinds, "cases": [asdict(count) for count in counts]}
-        Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if broken else 0
-
-
 def _kind(violation: str) -> str:
     """Return the kind of a violation: its text without the places."""
     if ": undisturbed" in violation:
@@ -574,20 +540,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, metavar="N", help="attacks on each command")
     parser.add_argument("--minutes", type=float, default=math.inf, help="for attacks")
     parser.add_argument("--distinct", default="", choices=DISTINCT)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument(
-        "--share", type=share_of, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
-    )
     parser.add_argument("--kind", action="append", choices=KINDS)
-    parser.add_argument("--at", default="", metavar="TEXT", help="the call or path of a step")
-    parser.add_argument("--only", action="append", default=[], metavar="CASE")
     parser.add_argument("--attack", action="append", default=[])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--planted", action="store_true", help="attack a fault made on purpose")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parsed_options(parser)
 
 
 if __name__ == "__main__":

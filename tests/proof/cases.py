@@ -142,6 +142,16 @@ def _in_repositories(name: str, *words: object) -> list[Case]:
     return [case(engine) for engine in ENGINES if shutil.which(engine)]
 
 
+def _on_server(
+    name: str,
+    prepare: Callable[[World, Bench], None],
+    words: Callable[[World], Words],
+    **options: Any,
+) -> Case:
+    """Return a case of a home that has its database on a server."""
+    return Case(name, prepare, words, variables=server_url, on_server=True, **options)
+
+
 def _idle(*words: object, code: int = EXIT_DONE) -> Case:
     """Return a case that only reads a home with a snapshot."""
     name = " ".join(map(str, words))
@@ -238,19 +248,15 @@ CASES = (
     Case("db check", beginnings.small, _always("db", "check")),
     Case("db upgrade, SQLite", beginnings.old, _always("db", "upgrade"), takes_snapshot=True),
     Case("db upgrade --rehearse", beginnings.old, _always("db", "upgrade", "--rehearse")),
-    Case(
+    _on_server(
         "db upgrade, PostgreSQL",
         beginnings.at(beginnings.OLD),
         _always("db", "upgrade", "--no-snapshot"),
-        variables=server_url,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "db downgrade, PostgreSQL",
         beginnings.at("020_fleet_task_lease"),
         _always("db", "downgrade", beginnings.OLD, "--yes"),
-        variables=server_url,
-        on_server=True,
     ),
     Case("backup", beginnings.small, _always("backup"), takes_snapshot=True),
     Case("backup --compact", beginnings.small, _always("backup", "--compact"), takes_snapshot=True),
@@ -279,12 +285,10 @@ CASES = (
         probe=beginnings.tree_verdict,
     ),
     *_in_repositories("backup --engine", "backup"),
-    Case(
+    _on_server(
         "backup, PostgreSQL",
         beginnings.exported,
         _always("backup"),
-        variables=server_url,
-        on_server=True,
         takes_snapshot=True,
     ),
     Case("backup --output", beginnings.small, _always("backup", "--output", "-"), streams=True),
@@ -326,12 +330,10 @@ CASES = (
         _always("restore", "latest", "--only", "config,db,data"),
         recover=RECOVER,
     ),
-    Case(
+    _on_server(
         "restore --to-sqlite",
         beginnings.moved_with_snapshot,
         _always("restore", "latest", "--replace", "--to-sqlite"),
-        variables=server_url,
-        on_server=True,
         recover=RECOVER,
     ),
     Case(
@@ -359,31 +361,25 @@ CASES = (
         *("restore", "latest", "--replace", "--database-from", "litestream", "--accept-change"),
         recover=RECOVER,
     ),
-    Case(
+    _on_server(
         "restore to an empty server",
         beginnings.lost_with_server,
         lambda world: ("restore", "latest", "--install-key", world.out / "key"),
-        variables=server_url,
         codes_done=(OCCUPIED,),
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "restore --replace, PostgreSQL",
         beginnings.changed_on_server,
         _always("restore", "latest", "--replace"),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "restore --undo, PostgreSQL",
         beginnings.restored_on_server,
         _always("restore", "--undo"),
-        variables=server_url,
         codes_done=None,
         recover=RECOVER,
-        on_server=True,
     ),
     Case(
         "restore --recover",
@@ -444,14 +440,12 @@ CASES = (
         drops="litestream",
         probe=opened,
     ),
-    Case(
+    _on_server(
         "keys rotate, PostgreSQL",
         beginnings.exported,
         _always("keys", "rotate", "--no-snapshot", "--yes"),
-        variables=server_url,
         codes_done=None,
         recover=RECOVER,
-        on_server=True,
         probe=beginnings.opened_on_server,
     ),
     Case("keys rotate --dry-run", beginnings.small, _always("keys", "rotate", "--dry-run")),
@@ -542,16 +536,14 @@ CASES = (
         records="out/copy/.removed-",
         takes_snapshot=True,
     ),
-    Case(
+    _on_server(
         "export-to-postgres",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url),
         codes_done=(OCCUPIED,),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "export-to-postgres, with a report",
         beginnings.refused,
         lambda world: (
@@ -561,30 +553,24 @@ CASES = (
         code=EXIT_INCOMPLETE,
         codes_done=(OCCUPIED,),
         siblings=("out/report.json", "out/report.refused.jsonl"),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "export-to-postgres --live-first",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url, "--live-first", "--stop-command", "true"),
         within=_written_between_copies,
         codes_done=(OCCUPIED,),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "export-to-postgres --resumable",
         beginnings.at(""),
         lambda world: ("export-to-postgres", world.url, "--resumable"),
         codes_done=(OCCUPIED,),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
-    Case(
+    _on_server(
         "export-to-postgres --resumable, continued",
         beginnings.unfinished,
         lambda world: (
@@ -594,9 +580,7 @@ CASES = (
         code=EXIT_INCOMPLETE,
         codes_done=(OCCUPIED,),
         siblings=("out/report.json", "out/report.refused.jsonl"),
-        variables=server_url,
         recover=RECOVER,
-        on_server=True,
     ),
     Case(
         "export-to-postgres --abandon",

@@ -14,7 +14,6 @@ Prints a table; exits 1 if a promise was broken. A violation names the fault, an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -32,7 +31,7 @@ from proof import faults  # noqa: E402 - the path first
 from proof.bench import Count, Proof, import_everything  # noqa: E402
 from proof.cases import CASES  # noqa: E402
 from proof.faults import Fault  # noqa: E402
-from proof.parts import run_parts, share, share_of, write_counts  # noqa: E402
+from proof.parts import parsed_options, report, run_parts, share, write_counts  # noqa: E402
 from proof.plans import parsed  # noqa: E402
 from proof.worlds import OTHER_USER  # noqa: E402
 
@@ -56,7 +55,8 @@ def main() -> int:
     if found is None:
         return 2
     counts = [Count(**item) for item in found]
-    return _report(counts, time.monotonic() - started, options)
+    shown, summed = ("steps", "alike", "faults", "struck", "kills"), ("steps", "faults", "struck")
+    return report(counts, shown, summed, time.monotonic() - started, options, most=_SHOWN)
 
 
 def _part(options: argparse.Namespace) -> int:
@@ -94,59 +94,17 @@ def _print_count(count: Count) -> None:
     print(words, *count.violations, sep="\n  ", file=sys.stderr, flush=True)
 
 
-def _report(counts: list[Count], seconds: float, options: argparse.Namespace) -> int:
-    order = {case.name: number for number, case in enumerate(CASES)}
-    counts.sort(key=lambda count: order[count.name])
-    heads = "".join(
-        f"{name:>8}" for name in ("steps", "alike", "faults", "struck", "kills", "broken")
-    )
-    print(f"{'command':<38}{heads}")
-    for count in counts:
-        print(
-            f"{count.name:<38}{count.steps:>8}{count.alike:>8}{count.faults:>8}"
-            f"{count.struck:>8}{count.kills:>8}{len(count.violations):>8}"
-        )
-    broken = [text for count in counts for text in count.violations]
-    totals = {
-        "commands": len(counts),
-        "steps": sum(count.steps for count in counts),
-        "faults": sum(count.faults for count in counts),
-        "struck": sum(count.struck for count in counts),
-        "violations": len(broken),
-        "seed": options.seed,
-        "seconds": round(seconds, 1),
-    }
-    print(", ".join(f"{name}: {value}" for name, value in totals.items()))
-    for text in broken[: None if options.verbose else _SHOWN]:
-        print(f"  {text}")
-    if options.json:
-        document = {**totals, "cases": [asdict(count) for count in counts]}
-        Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if broken else 0
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--every", dest="sample", action="store_const", const=0)
     parser.add_argument("--distinct", dest="sample", action="store_const", const=None)
     parser.add_argument("--sample", type=int, metavar="N", help="faults of each command")
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument(
-        "--share", type=share_of, default=(1, 1), metavar="K/N", help="the K-th of N parts of it"
-    )
-    parser.add_argument("--at", default="", metavar="TEXT", help="the call or path of a step")
-    parser.add_argument("--only", action="append", default=[], metavar="CASE")
     parser.add_argument("--fault", action="append", default=[])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--signals", action="store_true", help="SIGTERM at the steps instead")
-    parser.add_argument("--planted", action="store_true", help="break a promise on purpose")
     parser.add_argument(
         "--other-owner", action="store_true", help="as root, on the home of another user"
     )
-    parser.add_argument("--part", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parsed_options(parser)
 
 
 if __name__ == "__main__":
