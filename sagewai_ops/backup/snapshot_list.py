@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sagewai_ops.records import dataclass
+from sagewai_ops.records import dataclass, from_fields
 from sagewai_ops.snapshots.catalog import Snapshot
 from sagewai_ops.snapshots.mirror import Mirror
 from sagewai_ops.snapshots.rebuild_cards import RebuildReport
-from sagewai_ops.snapshots.results import DrillRecord, drill_record
+from sagewai_ops.snapshots.results import DrillRecord, summarize_snapshot
 from sagewai_ops.snapshots.server_database import POSTGRESQL, SQLITE, Engine
 
 
@@ -84,12 +84,11 @@ class SnapshotList:
 def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
     """Return a snapshot as `snapshots list` lists it."""
     card = snapshot.card
-    return ListedSnapshot(
-        id=snapshot.id,
+    return from_fields(
+        ListedSnapshot,
+        summarize_snapshot(snapshot),
         archive=snapshot.path,
-        created_at=snapshot.created_text,
         sequence=snapshot.sequence,
-        archive_bytes=snapshot.size_bytes,
         encrypted=snapshot.is_encrypted,
         home=card.get("home"),
         host=card.get("host"),
@@ -97,12 +96,6 @@ def describe_snapshot(snapshot: Snapshot) -> ListedSnapshot:
         schema_level=card.get("schema_level"),
         key_custody=card.get("key_custody"),
         key_fingerprint=card.get("key_fingerprint"),
-        verified_at=card.get("verified_at"),
-        proved_restorable_at=snapshot.proved_at or None,
-        drill=drill_record(card),
-        complete=card.get("complete"),
-        sound=card.get("sound"),
-        plausible=card.get("plausible"),
         change_accepted=card.get("change_accepted", False),
         cut=snapshot.is_truncated,
         has_card=bool(card),

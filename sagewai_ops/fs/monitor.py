@@ -33,23 +33,11 @@ _LENGTH = struct.Struct(">I")
 _FINISHED = "finished"
 # The position of the paths among the arguments. An owner is never changed for the child.
 _PATHS = {
-    "open_directory": (0,),
-    "open_file": (0,),
-    "create_file": (0,),
-    "make_directory": (0,),
-    "rename": (0, 1),
-    "exchange": (0, 1),
-    "unlink": (0,),
-    "remove_directory": (0,),
-    "remove_tree": (0,),
-    "list_directory": (0,),
-    "status": (0,),
-    "make_link": (0,),
-    "make_hard_link": (0, 1),
-    "read_link": (0,),
-    "set_mode": (0,),
-    "set_times": (0,),
+    **dict.fromkeys(("open_directory", "open_file", "create_file", "make_directory"), (0,)),
+    **dict.fromkeys(("unlink", "remove_directory", "remove_tree", "list_directory"), (0,)),
+    **dict.fromkeys(("status", "make_link", "read_link", "set_mode", "set_times"), (0,)),
     "sync_directory": (0,),
+    **dict.fromkeys(("rename", "exchange", "make_hard_link"), (0, 1)),
 }
 _READS = ("open_file", "status")
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -106,13 +107,7 @@ def write_server_record(home: Home, record: ServerRecord) -> bool:
         before = read_server_record(home.root)
         if before and before.display == record.display:
             return False
-    content = {
-        "version": _VERSION,
-        "host": record.host,
-        "port": record.port,
-        "database": record.database,
-        "recorded_at": record.recorded_at,
-    }
+    content = {"version": _VERSION, **asdict(record)}
     with translate_os_errors(path):
         atomic.make_directory(path.parent, owner=os.stat(home.root))
         owner = os.stat(path.parent)
@@ -166,12 +161,12 @@ def server_name(home: Home, environment: Mapping[str, str]) -> str:
 
 
 def _parse(path: Path, document: Any) -> ServerRecord:
-    fields = ("host", "port", "database", "recorded_at")
+    names = [field.name for field in fields(ServerRecord)]
     if not isinstance(document, dict) or document.get("version") != _VERSION:
         raise _damaged(path, "not a record of a version that this program knows")
-    if not all(isinstance(document.get(name), str) for name in fields):
+    if not all(isinstance(document.get(name), str) for name in names):
         raise _damaged(path, "incomplete")
-    return ServerRecord(*(document[name] for name in fields))
+    return ServerRecord(*(document[name] for name in names))
 
 
 def _damaged(path: Path, reason: str) -> DamagedError:

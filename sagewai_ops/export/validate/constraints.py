@@ -17,7 +17,7 @@ from sagewai_ops.database.sqlite.read_transaction import quoted
 from sagewai_ops.export.mapping.findings import KEYS_KEPT, Finding
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import compared_expression, read_key_text
-from sagewai_ops.export.mapping.target_catalog import Check, ForeignKey, TargetTable
+from sagewai_ops.export.mapping.target_catalog import Check, TargetTable
 from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
@@ -55,6 +55,29 @@ def rows_of(table: PlannedTable, columns: tuple[str, ...], *, extra: str = "") -
     return f"(SELECT rowid AS row, {', '.join(keys)}{extra} FROM {table.source()})"
 
 
+def find_rows(
+    source: sqlite3.Connection,
+    table: PlannedTable,
+    columns: tuple[str, ...],
+    kind: str,
+    detail: str,
+    rows: str,
+    column: str = "",
+    repair: str = "",
+) -> Iterator[Violation]:
+    """Yield the violation of the rows that a query for rowids finds, if there are any."""
+    count, first = 0, []
+    for (row,) in source.execute(rows):
+        if count < KEYS_KEPT:
+            first.append(row)
+        count += 1
+    if count:
+        keys = tuple(read_key_text(source, table, row) for row in first)
+        names, repaired = ", ".join(columns), count if column else 0
+        finding = Finding(table.name, names, kind, detail, count, keys, repaired)
+        yield Violation(finding, rows, column, repair)
+
+
 def find_orphans(
     source: sqlite3.Connection, plan: Plan, table: PlannedTable, target: TargetTable
 ) -> Iterator[Violation]:
@@ -74,9 +97,10 @@ def find_orphans(
             match = " AND ".join(f"p.k{number} = c.k{number}" for number in numbers)
             parents_rows = rows_of(parent, key.parent_columns)
             rows += f" AND NOT EXISTS (SELECT 1 FROM {parents_rows} p WHERE {match})"
-        violation = _orphan(source, table, target, key, rows)
-        if violation is not None:
-            yield violation
+        nullable = [name for name in key.columns if not target.columns[name].not_null]
+        repair = (nullable[-1], f"SELECT row, NULL AS value FROM ({rows})") if nullable else ()
+        detail = f"no such row in {key.parent}"
+        yield from find_rows(source, table, key.columns, "orphan", detail, rows, *repair)
 
 
 async def find_check_violations(
@@ -86,12 +110,12 @@ async def find_check_violations(
     server: asyncpg.Connection[asyncpg.Record],
 ) -> list[Violation]:
     """Have the server evaluate its CHECKs for all combinations of values, and find their rows."""
-    found = []
+    found: list[Violation] = []
     for check in target.checks:
         if table.has_columns(check.columns):
             refused = await _refused_combinations(source, table, target, check, server)
             if refused:
-                found.append(_check_violation(source, table, check, refused))
+                found.extend(_check_violations(source, table, check, refused))
     return found
 
 
@@ -104,54 +128,13 @@ def find_last_numbers(
             continue
         last = (1 << (column.type.size * 8 - 1)) - 1
         rows = f"SELECT row FROM {rows_of(table, (column.name,))} WHERE k0 = {last}"
-        count, keys = count_and_keys(source, table, rows)
-        if count:
-            detail = f"{last} is the last number of its sequence"
-            yield Violation(
-                Finding(table.name, column.name, "last-number", detail, count, keys, 0), rows
-            )
+        detail = f"{last} is the last number of its sequence"
+        yield from find_rows(source, table, (column.name,), "last-number", detail, rows)
 
 
 def query_of(rows: Iterable[int]) -> str:
     """Return a query for known rowids."""
     return f"SELECT column1 AS row FROM (VALUES {', '.join(f'({row})' for row in rows)})"
-
-
-def count_and_keys(
-    source: sqlite3.Connection, table: PlannedTable, rows: str
-) -> tuple[int, tuple[str, ...]]:
-    """Count the rows of a query for rowids, and return the first keys."""
-    count, first = 0, []
-    for (row,) in source.execute(rows):
-        if count < KEYS_KEPT:
-            first.append(row)
-        count += 1
-    return count, tuple(read_key_text(source, table, row) for row in first)
-
-
-def _orphan(
-    source: sqlite3.Connection,
-    table: PlannedTable,
-    target: TargetTable,
-    key: ForeignKey,
-    rows: str,
-) -> Violation | None:
-    count, keys = count_and_keys(source, table, rows)
-    if not count:
-        return None
-    nullable = [name for name in key.columns if not target.columns[name].not_null]
-    finding = Finding(
-        table.name,
-        ", ".join(key.columns),
-        "orphan",
-        f"no such row in {key.parent}",
-        count,
-        keys,
-        count if nullable else 0,
-    )
-    if not nullable:
-        return Violation(finding, rows)
-    return Violation(finding, rows, nullable[-1], f"SELECT row, NULL AS value FROM ({rows})")
 
 
 async def _refused_combinations(
@@ -206,12 +189,12 @@ async def _refused_of(
     ]
 
 
-def _check_violation(
+def _check_violations(
     source: sqlite3.Connection,
     table: PlannedTable,
     check: Check,
     refused: list[tuple[object, ...]],
-) -> Violation:
+) -> Iterator[Violation]:
     # In a set: a condition of SQLite is limited in length.
     violating = {tuple(map(_hashable, values)) for values in refused}
     rows = query_of(
@@ -219,11 +202,9 @@ def _check_violation(
         for row, *values in source.execute(f"SELECT * FROM {rows_of(table, check.columns)}")
         if tuple(map(_hashable, values)) in violating
     )
-    count, keys = count_and_keys(source, table, rows)
     values = ", ".join(_text(value) or "NULL" for value in refused[0])
     detail = f"the target's {check.name} refuses {values}"
-    finding = Finding(table.name, ", ".join(check.columns), "check", detail, count, keys, 0)
-    return Violation(finding, rows)
+    return find_rows(source, table, check.columns, "check", detail, rows)
 
 
 def _text(value: object) -> str | None:

@@ -10,10 +10,9 @@ import sqlite3
 from collections.abc import Iterator
 
 from sagewai_ops.database.sqlite.read_transaction import quoted
-from sagewai_ops.export.mapping.findings import Finding
 from sagewai_ops.export.mapping.plan import REWRITTEN, PlannedTable
 from sagewai_ops.export.mapping.target_catalog import TargetTable, Unique
-from sagewai_ops.export.validate.constraints import Violation, count_and_keys, rows_of
+from sagewai_ops.export.validate.constraints import Violation, find_rows, rows_of
 
 # Of rows with equal keys, the row in use keeps its key, else the latest. Where these exist.
 _RANK = (("is_active", "DESC"), ("updated_at", "DESC"), ("created_at", "DESC"))
@@ -36,7 +35,18 @@ def find_duplicates(
         groups = f"SELECT 1 FROM {inner} WHERE {present} GROUP BY {keys} HAVING count(*) > 1"
         if source.execute(f"{groups} LIMIT 1").fetchone() is None:
             continue
-        yield _violation(source, table, target, unique, columns, inner, present, keys)
+        names = {column.name for column in table.columns}
+        rank = [f"{quoted(name)} {direction}" for name, direction in _RANK if name in names]
+        order = ", ".join([*rank, "row"])
+        ranked = (
+            f"SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS rank"
+            f" FROM {inner} WHERE {present}"
+        )
+        column = _column_to_repair(table, target, unique, columns)
+        repair = (column, _repair(table, columns, column, ranked)) if column else ()
+        detail = f"the target's {unique.name} allows each key once"
+        rows = f"SELECT row FROM ({ranked}) WHERE rank > 1"
+        yield from find_rows(source, table, columns, "duplicate", detail, rows, *repair)
 
 
 def _own_columns(
@@ -135,40 +145,6 @@ def _condition(source: sqlite3.Connection, index: bytearray) -> str:
 
 def _normalise(condition: str) -> str:
     return " ".join(condition.replace("(", " ").replace(")", " ").replace('"', "").upper().split())
-
-
-def _violation(
-    source: sqlite3.Connection,
-    table: PlannedTable,
-    target: TargetTable,
-    unique: Unique,
-    columns: tuple[str, ...],
-    inner: str,
-    present: str,
-    keys: str,
-) -> Violation:
-    names = {column.name for column in table.columns}
-    rank = [f"{quoted(name)} {direction}" for name, direction in _RANK if name in names]
-    order = ", ".join([*rank, "row"])
-    ranked = (
-        f"SELECT *, row_number() OVER (PARTITION BY {keys} ORDER BY {order}) AS rank"
-        f" FROM {inner} WHERE {present}"
-    )
-    rows = f"SELECT row FROM ({ranked}) WHERE rank > 1"
-    count, keys_shown = count_and_keys(source, table, rows)
-    column = _column_to_repair(table, target, unique, columns)
-    finding = Finding(
-        table.name,
-        ", ".join(columns),
-        "duplicate",
-        f"the target's {unique.name} allows each key once",
-        count,
-        keys_shown,
-        count if column else 0,
-    )
-    if not column:
-        return Violation(finding, rows)
-    return Violation(finding, rows, column, _repair(table, columns, column, ranked))
 
 
 def _column_to_repair(
