@@ -142,11 +142,6 @@ class BackupReport:
     warned: tuple[str, ...] = ()
 
     @property
-    def losses(self) -> tuple[Omission, ...]:
-        """Omissions that make the snapshot incomplete."""
-        return tuple(item for item in self.omissions if item.reason.is_loss)
-
-    @property
     def is_complete(self) -> bool:
         """Whether everything is stored as it was read once, and every secret has its key."""
         return self.quality.is_complete

@@ -395,7 +395,6 @@ class BackupRun:
                     staging / f"{number}.db",
                     compact=self.options.compact,
                     clone_from=self.clone_from / item.path if self.clone_from else None,
-                    durable=False,
                     wait_seconds=wait if is_main else min(wait, _ARTIFACT_SECONDS),
                     progress=progress,
                 )

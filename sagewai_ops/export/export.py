@@ -509,7 +509,7 @@ async def copying(
     """Make the frozen copy while the block runs; leaving the block early stops the copy."""
 
     def make_copy(report: Progress) -> DatabaseCopy:
-        return copy_database(database, copy, durable=False, progress=report)
+        return copy_database(database, copy, progress=report)
 
     async with in_thread(make_copy, progress) as copied:
         yield copied

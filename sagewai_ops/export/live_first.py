@@ -349,7 +349,7 @@ def copy_again(
         TargetBusyError, LockedError, OpsError: As `copy_database`.
     """
     with open_comparison(first) as comparison:
-        copy_database(database, second, comparison=comparison, durable=False, progress=progress)
+        copy_database(database, second, comparison=comparison, progress=progress)
         if not comparison.digest:
             compare_files(comparison, second, progress)
     if comparison.digest != digest:

@@ -387,7 +387,7 @@ def _prepare(work: _Work, staged: Home, stage: swap.Staged) -> None:
             beneath.set_mode(staged.root, owner.st_mode & 0o7777)
     if is_new or not os.path.lexists(root / DATABASE):
         return
-    copy_database(root / DATABASE, staged.database, durable=False)
+    copy_database(root / DATABASE, staged.database)
     with open_frozen(staged.database) as connection:
         present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         rows = 0

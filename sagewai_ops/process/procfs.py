@@ -64,14 +64,14 @@ def describe(process: Process) -> str:
     return phrase
 
 
-def lock_holders(path: Path, kind: str = "FLOCK") -> tuple[Process, ...]:
-    """Return the processes with a lock of a kind (FLOCK, POSIX, OFDLCK) on a file or directory."""
+def lock_holders(path: Path) -> tuple[Process, ...]:
+    """Return the processes with an flock(2) lock on a file or directory."""
     try:
         status = os.stat(path)
     except OSError:
         return ()
-    wanted = (kind, (status.st_dev, status.st_ino))
-    pids = {pid for lock_kind, pid, file in read_locks() if (lock_kind, file) == wanted}
+    wanted = ("FLOCK", (status.st_dev, status.st_ino))
+    pids = {pid for kind, pid, file in read_locks() if (kind, file) == wanted}
     return tuple(read_process(pid) for pid in sorted(pids))
 
 

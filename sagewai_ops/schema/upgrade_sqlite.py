@@ -188,7 +188,7 @@ def rehearse_upgrade(
     plan_upgrade(path, wait_seconds=wait_seconds)  # errors name the original, not the copy
     with working_directory(directory, REHEARSALS) as staging, kept(staging, keep):
         copy = staging / path.name
-        copy_database(path, copy, durable=False, wait_seconds=wait_seconds, progress=progress)
+        copy_database(path, copy, wait_seconds=wait_seconds, progress=progress)
         with attribute_damage(path, copy):
             upgraded = upgrade_database(copy, wait_seconds=wait_seconds, progress=progress)
     return dataclasses.replace(upgraded, rehearsed=True)

@@ -79,6 +79,10 @@ def _database(report: BackupReport, into: Path, member: str = "db/sagewai.db") -
     return into
 
 
+def _losses(report: BackupReport) -> set[str]:
+    return {item.path for item in report.omissions if item.reason.is_loss}
+
+
 def _omissions(report: BackupReport) -> dict[str, Reason]:
     return {item.path: item.reason for item in report.omissions}
 
@@ -480,7 +484,7 @@ def test_unreadable_file_is_a_named_loss() -> None:
         (built.root / "data/shut").chmod(0o700)  # or no one could remove it
 
     assert _omissions(report)["data/closed"] is Reason.UNREADABLE
-    assert {item.path for item in report.losses} == {"data/closed", "data/shut"}
+    assert _losses(report) == {"data/closed", "data/shut"}
 
 
 def test_cache_outside_is_named_and_omitted(tmp_path: Path) -> None:
@@ -692,7 +696,7 @@ def test_file_that_contains_the_key_is_omitted_as_a_loss(tmp_path: Path) -> None
         built.root, BackupOptions(custody="sealed", encryption=Encryption(recipients=(recipient,)))
     )
 
-    assert {item.path for item in report.losses} == {".env", "data/notes.md"}
+    assert _losses(report) == {".env", "data/notes.md"}
     assert _omissions(report)[".env"] is Reason.HOLDS_KEY
     assert all(built.master_keys[0] not in content for content in _members(report).values())
     paths = {entry.path for entry in _manifest(sealed, Decryption(identities=(identity,))).entries}

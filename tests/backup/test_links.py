@@ -291,7 +291,7 @@ def test_a_target_that_is_missing_makes_a_followed_link_a_loss(home: Path, tmp_p
 
     report = back_up(home, "data/artifacts")
 
-    (loss,) = report.losses
+    (loss,) = (item for item in report.omissions if item.reason.is_loss)
     assert (loss.path, loss.reason) == ("data/artifacts", Reason.UNREADABLE)
     assert report.outside_links == {"data/artifacts": str(tmp_path / "disk")}
 

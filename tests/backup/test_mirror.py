@@ -244,7 +244,7 @@ def test_file_that_contains_the_key_is_omitted(built: BuiltHome) -> None:
     report = mirrored(built.root)
 
     assert not (mirror_of(built.root) / "data/notes.txt").exists()
-    assert [item.path for item in report.losses] == ["data/notes.txt"]
+    assert [item.path for item in report.omissions if item.reason.is_loss] == ["data/notes.txt"]
     assert not report.is_complete
 
 

@@ -766,24 +766,16 @@ def test_log_that_cannot_be_folded_in_is_no_copy(
     assert list(target.parent.iterdir()) == []
 
 
-def test_flush_is_paid_for_only_if_asked(
+def test_nothing_waits_for_the_disk(
     database: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A durable copy flushes the file and its directory, the other neither."""
-    flushed: list[str] = []
-    fsync = os.fsync
-
-    def record(descriptor: int) -> None:
-        flushed.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", record)
-
-    copy_database(database, target.with_name("fleeting.db"), durable=False)
-    assert flushed == []
+    """A copy is read at once and removed, so neither the file nor its directory is flushed."""
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
 
     copy_database(database, target)
-    assert flushed == ["file", "folder"]
+
+    assert flushed == []
 
 
 def test_pin_outlives_the_bytes_that_are_read_under_it(database: Path) -> None:

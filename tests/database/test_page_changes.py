@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagewai_ops.database.sqlite.page_changes import find_page_changes
+from sagewai_ops.database.sqlite.page_changes import PageChanges, find_page_changes
+from sagewai_ops.database.sqlite.page_comparison import compare_files, open_comparison
 from sagewai_ops.errors import DamagedError
+from sagewai_ops.progress import no_progress
 
 PAGE_SIZES = [512, 1024, 4096, 16384, 65536]
 TABLES = ["plain", "keyed", "other"]
@@ -73,6 +75,13 @@ def changed(path: Path, *statements: str) -> Path:
         for statement in statements:
             connection.execute(statement)
     return copy
+
+
+def changes_of(before: Path, after: Path, tables: list[str], **options: Any) -> PageChanges:
+    """Compare two copies, and return the changes."""
+    with open_comparison(before) as comparison:
+        compare_files(comparison, after, no_progress)
+    return find_page_changes(before, after, tables, comparison=comparison, **options)
 
 
 STEPS = st.lists(
@@ -147,7 +156,7 @@ def test_no_row_that_differs_is_missed(
             for step in steps:
                 apply_step(connection, *step)
 
-        found = find_page_changes(before, after, TABLES)
+        found = changes_of(before, after, TABLES)
 
         for table in TABLES:
             candidates = found.rows[table]
@@ -170,7 +179,7 @@ def test_only_rows_whose_bytes_differ_are_returned(tmp_path: Path, page_size: in
         "DELETE FROM other WHERE id = 7",
     )
 
-    found = find_page_changes(before, after, [*TABLES, "ended"])
+    found = changes_of(before, after, [*TABLES, "ended"])
 
     plain, other = found.rows["plain"] or [], found.rows["other"] or []
     assert {300, 4000} <= set(plain)
@@ -192,7 +201,7 @@ def test_a_change_of_overflow_pages_alone_is_found(tmp_path: Path) -> None:
     assert len(places) == 2
     assert all(left[place] == 0 for place in places)  # no leaf, but a reference to the next page
 
-    found = find_page_changes(before, after, TABLES)
+    found = changes_of(before, after, TABLES)
 
     assert found.rows == {"plain": [15, 30], "keyed": [], "other": []}
 
@@ -203,7 +212,7 @@ def test_many_rows_are_any_row(tmp_path: Path) -> None:
     create(before, 4096, rows=200, size=30)
     after = changed(before, "UPDATE plain SET moment = 'all of them'")
 
-    found = find_page_changes(before, after, TABLES, most_rows=100)
+    found = changes_of(before, after, TABLES, most_rows=100)
 
     assert found.rows == {"plain": None, "keyed": [], "other": []}
 
@@ -214,7 +223,7 @@ def test_another_page_size_is_any_row(tmp_path: Path) -> None:
     create(before, 4096, rows=20, size=30)
     after = changed(before, "PRAGMA page_size = 1024", "VACUUM")
 
-    found = find_page_changes(before, after, TABLES)
+    found = changes_of(before, after, TABLES)
 
     assert found.rows == dict.fromkeys(TABLES)
     assert found.changed == found.pages
@@ -239,7 +248,7 @@ def test_a_damaged_copy_ends_with_an_error_or_an_answer(data: st.DataObject) -> 
 
         for left, right in ((before, after), (after, before)):
             with contextlib.suppress(DamagedError):
-                find_page_changes(left, right, TABLES)
+                changes_of(left, right, TABLES)
 
 
 def test_databases_without_a_page_are_no_damage(tmp_path: Path) -> None:
@@ -260,4 +269,4 @@ def test_a_file_that_is_no_database_is_damaged(tmp_path: Path) -> None:
     after.write_bytes(bytes(8192))
 
     with pytest.raises(DamagedError, match=r"after\.db: page 1: not a database"):
-        find_page_changes(before, after, TABLES)
+        changes_of(before, after, TABLES)

@@ -15,9 +15,14 @@ import pytest
 from sagewai_ops.database.sqlite import online_copy
 from sagewai_ops.database.sqlite.online_copy import copy_database, duplicate
 from sagewai_ops.database.sqlite.page_changes import find_page_changes
-from sagewai_ops.database.sqlite.page_comparison import PageComparison, open_comparison
+from sagewai_ops.database.sqlite.page_comparison import (
+    PageComparison,
+    compare_files,
+    open_comparison,
+)
 from sagewai_ops.database.sqlite.read_transaction import NeedsStagingError
 from sagewai_ops.errors import DamagedError, InterruptedRunError, TargetBusyError
+from sagewai_ops.progress import no_progress
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def earlier(source: Path, tmp_path: Path) -> Path:
     """The first copy of it."""
-    return copy_database(source, tmp_path / "earlier.db", durable=False).path
+    return copy_database(source, tmp_path / "earlier.db").path
 
 
 def execute(path: Path, *statements: str) -> None:
@@ -52,7 +57,7 @@ def execute(path: Path, *statements: str) -> None:
 def copy_over(source: Path, earlier: Path, later: Path) -> tuple[str, PageComparison]:
     """Copy a database over a duplicate of an earlier copy; return the method too."""
     with open_comparison(earlier) as comparison:
-        copied = copy_database(source, later, comparison=comparison, durable=False)
+        copied = copy_database(source, later, comparison=comparison)
     return copied.method, comparison
 
 
@@ -94,7 +99,9 @@ def test_what_is_found_during_the_copy_is_what_is_found_after_it(
     found = find_page_changes(earlier, later, ["t"], comparison=comparison)
     assert method == "bytes"
     assert later.read_bytes() == source.read_bytes()
-    assert found == find_page_changes(earlier, later, ["t"])
+    with open_comparison(earlier) as afterwards:
+        compare_files(afterwards, later, no_progress)
+    assert found == find_page_changes(earlier, later, ["t"], comparison=afterwards)
     assert found.digest == digest
     assert (found.changed == 0) == (name == "nothing")
 

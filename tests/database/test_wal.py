@@ -118,7 +118,7 @@ def by_page(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> list
     """Copy a database by SQLite's backup interface and return its pages."""
     with monkeypatch.context() as patched:
         patched.setattr(online_copy, "_can_copy_bytes", lambda *_: False)
-        copied = copy_database(source, target, durable=False)
+        copied = copy_database(source, target)
     assert copied.method == "pages"
     pages = pages_of(target, copied.page_size)
     target.unlink()
@@ -127,7 +127,7 @@ def by_page(source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> list
 
 def by_bytes(source: Path, target: Path) -> list[bytes]:
     """Copy it by its bytes; the copy is sound."""
-    copied = copy_database(source, target, durable=False)
+    copied = copy_database(source, target)
     assert copied.method == "bytes"
     with contextlib.closing(sqlite3.connect(f"file:{target}?immutable=1", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -178,14 +178,14 @@ def test_copy_over_a_duplicate_equals_one_from_scratch_after_any_history(
     source.parent.mkdir()
     frames = equal = 0
     with running(HISTORY, str(source), *map(str, (5, page_size, reserved, vacuum))) as other:
-        copy_database(source, earlier, durable=False)
+        copy_database(source, earlier)
         for _ in range(16):
             other.next()
             frames += (source.parent / "s.db-wal").stat().st_size > 0
             digest = duplicate(earlier, later)
 
             with open_comparison(earlier) as comparison:
-                copied = copy_database(source, later, comparison=comparison, durable=False)
+                copied = copy_database(source, later, comparison=comparison)
 
             before, after = earlier.read_bytes(), later.read_bytes()
             places = range(0, len(after), page_size)
@@ -259,7 +259,7 @@ def test_copy_is_one_commit_while_others_commit_and_checkpoint(
         for number in range(25):
             target = tmp_path / f"copy-{number}.db"
 
-            copied = copy_database(source, target, durable=False)
+            copied = copy_database(source, target)
 
             assert copied.method == "bytes"
             with contextlib.closing(sqlite3.connect(target)) as connection:

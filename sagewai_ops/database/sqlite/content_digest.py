@@ -75,7 +75,7 @@ def digest_database(path: Path, scratch: Path, *, progress: Report = _no_report)
             pass
     scratch.unlink(missing_ok=True)  # of a run that was killed
     try:
-        copy_database(path, scratch, durable=False)
+        copy_database(path, scratch)
         return digest_copy(scratch, progress=progress)
     finally:
         scratch.unlink(missing_ok=True)

@@ -37,6 +37,6 @@ def open_moment(path: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[R
             directory = stack.enter_context(working_directory(parent, f"{OWN_PREFIX}read-"))
             copy = directory / path.name
             stack.enter_context(attribute_damage(path, copy))
-            copy_database(path, copy, durable=False, wait_seconds=wait_seconds)
+            copy_database(path, copy, wait_seconds=wait_seconds)
             transaction = stack.enter_context(open_read_transaction(copy))
         yield transaction

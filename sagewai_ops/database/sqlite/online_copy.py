@@ -54,7 +54,6 @@ from sagewai_ops.errors import (
     SchemaAheadError,
     TargetBusyError,
 )
-from sagewai_ops.fs import beneath
 from sagewai_ops.fs.trust import report as note
 from sagewai_ops.progress import Progress, no_progress
 from sagewai_ops.records import dataclass
@@ -92,11 +91,10 @@ def copy_database(
     compact: bool = False,
     clone_from: Path | None = None,
     comparison: PageComparison | None = None,
-    durable: bool = True,
     wait_seconds: float = WAIT_SECONDS,
     progress: Progress | None = None,
 ) -> DatabaseCopy:
-    """Copy one committed state of a database, live or not, into a new file.
+    """Copy one committed state of a database, live or not, into a new file, which is not flushed.
 
     Args:
         source: The main file; it, its directory's names and its `-wal` do not change.
@@ -108,8 +106,6 @@ def copy_database(
         comparison: With an earlier copy. Then the target is a duplicate of that one, and only
             what differs is written to it; its content need not be trusted. The comparison is
             finished if the method is `bytes`. Not together with the two before.
-        durable: Flush the copy and its name to the disk. A copy that is read at once and removed
-            does not need it.
         wait_seconds: For another process that has the source locked exclusively.
         progress: Called with `database` and pages; an exception that it raises ends the copy.
 
@@ -131,8 +127,6 @@ def copy_database(
         else:
             method = _copy(resolved, target, wait_seconds, report, clone_from, comparison)
         page_size, page_count = _checkpoint(resolved, target)
-        if durable:
-            _flush(target)
     return DatabaseCopy(
         path=target,
         page_size=page_size,
@@ -331,7 +325,7 @@ def _vacuum_into(
     with _attribute_errors(reader.path, target):
         connection.execute("COMMIT")  # VACUUM opens a read transaction of its own
         connection.execute(f"PRAGMA busy_timeout={int(wait_seconds * 1000)}")
-        connection.execute("PRAGMA synchronous=OFF")  # `durable` decides; the target inherits
+        connection.execute("PRAGMA synchronous=OFF")  # the target inherits
         with call_while_running(connection, callback, _VACUUM_STEPS):
             connection.execute("VACUUM INTO ?", (database_uri(target),))
         if reader.journal_mode == "wal":
@@ -369,7 +363,7 @@ def _checkpoint(source: Path, target: Path) -> tuple[int, int]:
 
 @contextmanager
 def _open_copy(target: Path) -> Iterator[sqlite3.Connection]:
-    """Open the copy, whose content is flushed once, at the end."""
+    """Open the copy, whose content is not flushed."""
     with open_exclusive(target) as connection:
         with suppress(sqlite3.DatabaseError):  # it reads the schema, which may be damaged
             connection.execute("PRAGMA synchronous=OFF")
@@ -437,9 +431,3 @@ def _attribute_errors(source: Path, target: Path) -> Iterator[None]:
         if isinstance(failure, NoSpaceError):
             raise _no_space(source, target, failure) from error
         raise from_database_error(error, source) from error
-
-
-def _flush(target: Path) -> None:
-    for path, flags in ((target, os.O_NONBLOCK), (target.parent, os.O_DIRECTORY)):
-        with beneath.closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)) as descriptor:
-            beneath.sync(descriptor)

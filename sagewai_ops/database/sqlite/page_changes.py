@@ -30,8 +30,6 @@ from sagewai_ops.database.sqlite.connect import open_regular
 from sagewai_ops.database.sqlite.page_comparison import (
     STAGE,
     PageComparison,
-    compare_files,
-    open_comparison,
 )
 from sagewai_ops.database.sqlite.read_transaction import MAGIC, open_frozen
 from sagewai_ops.errors import DamagedError
@@ -70,7 +68,7 @@ def find_page_changes(
     after: Path,
     tables: Iterable[str],
     *,
-    comparison: PageComparison | None = None,
+    comparison: PageComparison,
     most_rows: int | None = None,
     progress: Progress | None = None,
 ) -> PageChanges:
@@ -80,7 +78,7 @@ def find_page_changes(
         before: The earlier copy.
         after: The later copy, with the same tables.
         tables: Those whose rows are of interest. Of one that is WITHOUT ROWID, any row may differ.
-        comparison: Of the two, finished; without one they are compared here.
+        comparison: Of the two, finished.
         most_rows: Of a table with more rows that may differ, any may; None for `MOST_ROWS`.
         progress: Called with `differences` and pages; an exception that it raises ends it.
 
@@ -89,9 +87,6 @@ def find_page_changes(
     """
     report = progress or no_progress
     names = list(tables)
-    if comparison is None:
-        with open_comparison(before) as comparison:
-            compare_files(comparison, after, report)
     digest = comparison.digest
     if not (before.stat().st_size and after.stat().st_size):  # SQLite has databases without pages
         return PageChanges(0, 0, dict.fromkeys(names), digest)
@@ -155,11 +150,11 @@ class _Pages:
             raise self.damaged(number, "truncated")
         return content
 
-    def number_at(self, number: int, place: int = 0) -> int:
-        """Return the big-endian number of four bytes in a page."""
+    def number_at(self, number: int) -> int:
+        """Return the big-endian number of the first four bytes of a page."""
         if not 1 <= number <= self.count:
             raise self.damaged(number, f"not in the file, which has {self.count}")
-        content = os.pread(self._descriptor, 4, (number - 1) * self.page_size + place)
+        content = os.pread(self._descriptor, 4, (number - 1) * self.page_size)
         return int.from_bytes(content, "big")
 
     def children(self, number: int) -> list[int] | None:
