@@ -41,7 +41,6 @@ from sagewai_ops.snapshots.ownership import home_ids
 from sagewai_ops.snapshots.reference import find_reference
 from sagewai_ops.snapshots.trust import next_sequence, previous_snapshot, trust_of
 
-SAMPLE = ReadBack(size_bytes=16 * 1024 * 1024)  # a night reads what a night changes, about
 _MOST_SAMPLED = 100  # files: each is named to the engine
 _KILLED_AFTER = timedelta(days=1)  # far longer than a tree takes
 _SOON = timedelta(hours=12)  # half of that: until then, no run removes what this one stores

@@ -81,7 +81,6 @@ class ForeignKeyViolation:
 class _Header:
     page_size: int
     page_count: int
-    freelist_count: int
     encoding: str
     journal_mode: str
 
@@ -92,8 +91,7 @@ class Health(_Header):
 
     Args:
         page_size: Bytes.
-        page_count: Pages, including `freelist_count` free ones.
-        freelist_count: Pages.
+        page_count: Pages, including free ones.
         encoding: `UTF-8`, `UTF-16le` or `UTF-16be`.
         journal_mode: `wal` or `rollback`, from the header.
         integrity: Findings of SQLite's integrity check, at most 100 sentences; empty if sound.
@@ -355,7 +353,7 @@ def _header(resolved: Path, shown: Path) -> _Header:
         header = file.read(_HEADER_BYTES)
         size_bytes = file.seek(0, os.SEEK_END)
     if not header:
-        return _Header(_DEFAULT_PAGE_BYTES, 0, 0, "UTF-8", "rollback")
+        return _Header(_DEFAULT_PAGE_BYTES, 0, "UTF-8", "rollback")
     if len(header) < _HEADER_BYTES or not header.startswith(MAGIC):
         raise DamagedError(f"database {shown}: file is not a database")
     page_size = int.from_bytes(header[16:18], "big")
@@ -363,7 +361,6 @@ def _header(resolved: Path, shown: Path) -> _Header:
     return _Header(
         page_size=page_size,
         page_count=size_bytes // page_size,
-        freelist_count=int.from_bytes(header[36:40], "big"),
         encoding=_ENCODINGS.get(int.from_bytes(header[56:60], "big"), "unknown"),
         journal_mode="wal" if header[18:20] == b"\x02\x02" else "rollback",
     )
