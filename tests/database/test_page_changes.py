@@ -256,7 +256,7 @@ def test_databases_without_a_page_are_no_damage(tmp_path: Path) -> None:
     for name in ("before", "after"):
         (tmp_path / name).touch()
 
-    found = find_page_changes(tmp_path / "before", tmp_path / "after", ["one"])
+    found = changes_of(tmp_path / "before", tmp_path / "after", ["one"])
 
     assert (found.pages, found.changed, found.rows) == (0, 0, {"one": None})
 
