@@ -10,6 +10,7 @@ another row.
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -25,14 +26,15 @@ from sagewai_ops.export.mapping.source_rows import open_copy
 from sagewai_ops.export.mapping.target_catalog import TargetTable, with_referring
 from sagewai_ops.export.pipeline.deferred_indexes import DeferredIndexes, drop_references
 from sagewai_ops.export.pipeline.sender import SendResult, Worker, send_tables
-from sagewai_ops.export.validate.repair_overlay import REFUSED, REPAIRED
+from sagewai_ops.export.validate.repair_overlay import own_tables
 from sagewai_ops.progress import Progress
 from sagewai_ops.records import dataclass
 
 if TYPE_CHECKING:
     import asyncpg
 
-CHANGED = "sagewai_ops_changed"  # in the later copy: the rows that are sent
+# In the later copy: the rows that are sent. The home may have tables of any name.
+CHANGED = f"sagewai_ops_changed_{secrets.token_hex(8)}"
 _DEFINITION = (
     f"CREATE TABLE {CHANGED} (owner TEXT, row INTEGER, PRIMARY KEY (owner, row)) WITHOUT ROWID"
 )
@@ -82,6 +84,8 @@ async def apply_delta(
     rows: Mapping[str, list[int] | None],
     targets: Mapping[str, TargetTable],
     progress: Progress | None,
+    *,
+    is_settled: bool,
 ) -> Delta:
     """Delete and send the rows that differ between two copies.
 
@@ -91,6 +95,7 @@ async def apply_delta(
         plans: Of the earlier and of the later copy.
         rows: The rows that may differ, by table; None for all. Repaired and refused rows are added.
         targets: The target's catalog.
+        is_settled: The copies have tables of repairs and refusals.
 
     Raises:
         DifferenceError: The target has not the rows of the earlier copy.
@@ -104,7 +109,9 @@ async def apply_delta(
         new.execute("BEGIN")
         await _prefer_indexes(connection)
         for name in {**old_plan, **new_plan}:
-            settled = {*_settled_rows(old, name), *_settled_rows(new, name)}
+            settled = set[int]()
+            if is_settled:
+                settled = {*_settled_rows(old, name), *_settled_rows(new, name)}
             wanted = _united(rows.get(name), settled)
             if wanted is not None and not wanted:
                 continue
@@ -250,10 +257,9 @@ async def _delete(connection: Connection, target: TargetTable, keys: list[tuple[
 
 def _settled_rows(source: sqlite3.Connection, table: str) -> Iterator[int]:
     """Yield the rows of a table that were repaired or refused."""
-    for overlay in (REPAIRED, REFUSED):
-        if source.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (overlay,)).fetchone():
-            query = f"SELECT row FROM {overlay} WHERE owner = ?"
-            yield from (row for (row,) in source.execute(query, (table,)))
+    for overlay in own_tables(source):
+        query = f"SELECT row FROM {overlay} WHERE owner = ?"
+        yield from (row for (row,) in source.execute(query, (table,)))
 
 
 def _united(rows: list[int] | None, others: set[int]) -> list[int] | None:

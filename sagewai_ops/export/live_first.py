@@ -38,7 +38,7 @@ from sagewai_ops.export.report import Report, TableReport, discard_files
 from sagewai_ops.export.results import CatchUp
 from sagewai_ops.export.sequences import set_sequences
 from sagewai_ops.export.target_session import PLAN, Session
-from sagewai_ops.export.validate.repair_overlay import REFUSED, REPAIRED
+from sagewai_ops.export.validate.repair_overlay import IS_OWN
 from sagewai_ops.export.validate.validator import FAIL
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.home.paths import Home
@@ -63,7 +63,6 @@ _LIMITS = """
 SELECT s.name || ' = ' || s.setting || coalesce(s.unit, '') FROM pg_catalog.pg_settings s
 WHERE s.name = ANY($1::text[]) AND s.setting <> '0' ORDER BY s.name
 """
-_OWN_TABLES = (REPAIRED, REFUSED)
 
 Notify: TypeAlias = Callable[[str], None]
 
@@ -206,6 +205,7 @@ class LiveFirst:
                     changes.rows,
                     session.tables,
                     work.progress,
+                    is_settled=work.options.policy != FAIL,
                 )
             _merge_tables(report, earlier, delta.result)
             if delta.result.findings:
@@ -396,8 +396,11 @@ def _states(home: Home) -> FileStates:
 
 def _objects(source: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
     """Return the definitions of the schema, without those of SQLite, litestream and our own."""
-    ignored = {*_OWN_TABLES, *read_level(source).companion_tables}
-    query = "SELECT name, type, tbl_name, sql FROM sqlite_master WHERE name NOT GLOB 'sqlite_*'"
+    ignored = read_level(source).companion_tables
+    query = (
+        "SELECT name, type, tbl_name, sql FROM sqlite_master"
+        f" WHERE name NOT GLOB 'sqlite_*' AND NOT {IS_OWN}"
+    )
     return {
         name: (kind, table, sql or "")
         for name, kind, table, sql in source.execute(query)

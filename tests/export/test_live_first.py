@@ -470,6 +470,39 @@ def test_rows_that_become_invalid_are_settled(
     require_equal(home, postgres, database, policy=policy)
 
 
+@pytest.mark.parametrize("policy", ["fail", "repair", "quarantine", "repair,quarantine"])
+def test_tables_of_the_home_may_have_the_names_of_ours(
+    tmp_path: Path, postgres: Server, policy: str
+) -> None:
+    """Also in capitals, longer ones, and other objects; their rows are refused as all unknown."""
+    home = home_with(
+        tmp_path / "home",
+        execute(
+            "CREATE TABLE sagewai_ops_changed (owner, row)",
+            "CREATE TABLE Sagewai_Ops_Repaired (a)",
+            "CREATE TABLE sagewai_ops_repaired_ (owner, name, row, kind, value)",
+            "CREATE INDEX sagewai_ops_refused ON sagewai_ops_changed (owner)",
+            "CREATE TABLE sagewai_ops_refused__ (owner, row, kind, name, detail)",
+        ),
+        rows_in={"agent_runs": 40},
+    )
+    if policy == "repair,quarantine":
+        fake = "INSERT INTO sagewai_ops_refused__ (owner, row) VALUES ('agent_runs', 2)"
+        write(home, execute(fake))
+    if policy != "fail":
+        write(home, execute("UPDATE agent_runs SET output_text = 'a' || char(0) WHERE rowid = 1"))
+    database = at_head(postgres)
+
+    report, _ = run_live_first(home, postgres, database, CHANGES["inserted"], policy=policy)
+
+    assert report.committed
+    assert report.repaired == ("repair" in policy)
+    assert counts_of(postgres, database)["agent_runs"] == (39 if policy == "quarantine" else 40)
+    if policy == "repair,quarantine":
+        assert "sagewai_ops_refused__" in Path(report.files["refused"]).read_text()
+    require_equal(home, postgres, database, policy=policy)
+
+
 def test_a_repair_that_another_row_makes_necessary_reaches_unchanged_rows(
     tmp_path: Path, postgres: Server
 ) -> None:

@@ -541,8 +541,9 @@ def test_quarantined_rows_are_in_one_file(tmp_path: Path, postgres: Server) -> N
         connection.execute(f"UPDATE {LARGE} SET output_text = hex(randomblob(500))")
         connection.execute(f"UPDATE {LARGE} SET model = 'a' || char(0) WHERE rowid IN (7, 900)")
         connection.execute(f"UPDATE {LARGE} SET total_tokens = 'many' WHERE rowid = 8")
-        connection.execute("CREATE TABLE own (x)")
-        connection.execute("INSERT INTO own VALUES (1)")
+        # With the name of one of ours, which are found again in the copy.
+        connection.execute("CREATE TABLE sagewai_ops_refused (x)")
+        connection.execute("INSERT INTO sagewai_ops_refused VALUES (1)")
 
     home = home_with(tmp_path / "home", spoil, rows_in={LARGE: 1000})
     twin = copy_of(home, tmp_path / "twin")

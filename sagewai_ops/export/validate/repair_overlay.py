@@ -19,28 +19,42 @@ from sagewai_ops.export.convert.value import Stored
 from sagewai_ops.export.mapping.plan import Plan, PlannedTable
 from sagewai_ops.export.mapping.source_rows import read_key
 
-REPAIRED = "sagewai_ops_repaired"
-REFUSED = "sagewai_ops_refused"
-_DEFINITIONS = f"""
-CREATE TABLE {REPAIRED} (owner TEXT, name TEXT, row INTEGER, kind TEXT, value,
-                       PRIMARY KEY (owner, name, row)) WITHOUT ROWID;
-CREATE TABLE {REFUSED} (owner TEXT, row INTEGER, kind TEXT, name TEXT, detail TEXT,
-                        PRIMARY KEY (owner, row)) WITHOUT ROWID;
-"""
+_PREFIX = "sagewai_ops_re"
+IS_OWN = f"lower(tbl_name) GLOB '{_PREFIX}*'"  # in SQL; perhaps also a table of the home
+_LENGTH = (
+    f"SELECT ifnull(max(length(name)), 0) FROM sqlite_master WHERE lower(name) GLOB '{_PREFIX}*'"
+)
+
+
+def own_tables(copy: sqlite3.Connection) -> tuple[str, str]:
+    """Return the tables of repairs and of refusals of a copy that was prepared.
+
+    A home may have tables of any name, so ours are longer than all others with the same prefix.
+    """
+    return _names(*copy.execute(_LENGTH).fetchone())
 
 
 def prepare(copy: sqlite3.Connection) -> None:
     """Create the tables for repairs and refusals in a frozen copy."""
-    copy.executescript(_DEFINITIONS)
+    repaired, refused = _names(copy.execute(_LENGTH).fetchone()[0] + 1)
+    copy.executescript(
+        f"""
+        CREATE TABLE {repaired} (owner TEXT, name TEXT, row INTEGER, kind TEXT, value,
+            PRIMARY KEY (owner, name, row)) WITHOUT ROWID;
+        CREATE TABLE {refused} (owner TEXT, row INTEGER, kind TEXT, name TEXT, detail TEXT,
+            PRIMARY KEY (owner, row)) WITHOUT ROWID;
+        """
+    )
 
 
 def record_repair(
     copy: sqlite3.Connection, table: str, column: str, row: int, kind: str, value: Stored | None
 ) -> None:
     """Record a repaired value; a later repair of the same value replaces it."""
+    repaired_table, _ = own_tables(copy)
     stored = value.decode() if isinstance(value, bytearray) else value
     copy.execute(
-        f"INSERT OR REPLACE INTO {REPAIRED} VALUES (?, ?, ?, ?, ?)",
+        f"INSERT OR REPLACE INTO {repaired_table} VALUES (?, ?, ?, ?, ?)",
         (table, column, row, kind, stored),
     )
 
@@ -49,8 +63,9 @@ def record_repairs(
     copy: sqlite3.Connection, table: str, column: str, kind: str, repair: str
 ) -> None:
     """Record the repairs that a query returns, as rowid and value."""
+    repaired_table, _ = own_tables(copy)
     copy.execute(
-        f"INSERT OR REPLACE INTO {REPAIRED} (owner, name, row, kind, value)"
+        f"INSERT OR REPLACE INTO {repaired_table} (owner, name, row, kind, value)"
         f" SELECT ?, ?, row, ?, value FROM ({repair})",
         (table, column, kind),
     )
@@ -60,8 +75,9 @@ def record_refusals(
     copy: sqlite3.Connection, table: str, rows: str, kind: str, column: str, detail: str
 ) -> None:
     """Record rows that are not exported, by a query for rowids."""
+    _, refused_table = own_tables(copy)
     copy.execute(
-        f"INSERT OR IGNORE INTO {REFUSED} (owner, row, kind, name, detail)"
+        f"INSERT OR IGNORE INTO {refused_table} (owner, row, kind, name, detail)"
         f" SELECT ?, row, ?, ?, ? FROM (SELECT row FROM ({rows}))",
         (table, kind, column, detail),
     )
@@ -69,20 +85,32 @@ def record_refusals(
 
 def discard_repairs_of_refused_rows(copy: sqlite3.Connection) -> None:
     """Forget the repairs of rows that are not exported."""
-    copy.execute(f"DELETE FROM {REPAIRED} WHERE (owner, row) IN (SELECT owner, row FROM {REFUSED})")
+    repaired_table, refused_table = own_tables(copy)
+    copy.execute(
+        f"DELETE FROM {repaired_table}"
+        f" WHERE (owner, row) IN (SELECT owner, row FROM {refused_table})"
+    )
 
 
 def applied(copy: sqlite3.Connection, plan: Plan) -> Plan:
     """Return the plan that reads repaired values and omits refused rows."""
+    repaired_table, refused_table = own_tables(copy)
     repaired: dict[str, set[str]] = {}
-    for owner, name in copy.execute(f"SELECT DISTINCT owner, name FROM {REPAIRED}"):
+    for owner, name in copy.execute(f"SELECT DISTINCT owner, name FROM {repaired_table}"):
         repaired.setdefault(owner.decode(), set()).add(name.decode())
     refused = {
         owner.decode(): count
-        for owner, count in copy.execute(f"SELECT owner, count(*) FROM {REFUSED} GROUP BY owner")
+        for owner, count in copy.execute(
+            f"SELECT owner, count(*) FROM {refused_table} GROUP BY owner"
+        )
     }
     tables = tuple(
-        _overlaid(table, repaired.get(table.name, set()), refused.get(table.name, 0))
+        _overlaid(
+            table,
+            repaired.get(table.name, set()),
+            refused.get(table.name, 0),
+            (repaired_table, refused_table),
+        )
         for table in plan.tables
     )
     return dataclasses.replace(
@@ -94,20 +122,23 @@ def applied(copy: sqlite3.Connection, plan: Plan) -> Plan:
 
 def counts(copy: sqlite3.Connection) -> tuple[int, int]:
     """Count repaired values and refused rows."""
-    (repaired,) = copy.execute(f"SELECT count(*) FROM {REPAIRED}").fetchone()
-    (refused,) = copy.execute(f"SELECT count(*) FROM {REFUSED}").fetchone()
+    repaired_table, refused_table = own_tables(copy)
+    (repaired,) = copy.execute(f"SELECT count(*) FROM {repaired_table}").fetchone()
+    (refused,) = copy.execute(f"SELECT count(*) FROM {refused_table}").fetchone()
     return int(repaired), int(refused)
 
 
 def repaired_values(copy: sqlite3.Connection, table: str) -> list[tuple[int, str]]:
     """List the repaired values of a table: rowid and column."""
-    query = f"SELECT row, name FROM {REPAIRED} WHERE owner = ? ORDER BY row, name"
+    repaired_table, _ = own_tables(copy)
+    query = f"SELECT row, name FROM {repaired_table} WHERE owner = ? ORDER BY row, name"
     return [(row, name.decode()) for row, name in copy.execute(query, (table,))]
 
 
 def refused_rows(copy: sqlite3.Connection, table: str) -> int:
     """Count the refused rows of a table."""
-    query = f"SELECT count(*) FROM {REFUSED} WHERE owner = ?"
+    _, refused_table = own_tables(copy)
+    query = f"SELECT count(*) FROM {refused_table} WHERE owner = ?"
     (count,) = copy.execute(query, (table,)).fetchone()
     return int(count)
 
@@ -118,8 +149,12 @@ def changes(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
     Args:
         plan: As it was before `applied`.
     """
+    repaired_table, _ = own_tables(copy)
     for table in plan.tables:
-        query = f"SELECT name, row, kind, value FROM {REPAIRED} WHERE owner = ? ORDER BY row, name"
+        query = (
+            f"SELECT name, row, kind, value FROM {repaired_table}"
+            " WHERE owner = ? ORDER BY row, name"
+        )
         for name, row, kind, after in copy.execute(query, (table.name,)).fetchall():
             column = name.decode()
             read = f"SELECT {quoted(column)} FROM {quoted(table.name)} WHERE rowid = ?"
@@ -136,8 +171,9 @@ def changes(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
 
 def refusals(copy: sqlite3.Connection, plan: Plan) -> Iterator[dict[str, Any]]:
     """Yield every refused row whole, with the reason."""
+    _, refused_table = own_tables(copy)
     for table in plan.tables:
-        query = f"SELECT row, kind, name, detail FROM {REFUSED} WHERE owner = ? ORDER BY row"
+        query = f"SELECT row, kind, name, detail FROM {refused_table} WHERE owner = ? ORDER BY row"
         for row, kind, column, detail in copy.execute(query, (table.name,)).fetchall():
             cursor = copy.execute(f"SELECT * FROM {quoted(table.name)} WHERE rowid = ?", (row,))
             yield {
@@ -215,16 +251,19 @@ def _row_as_json(row: dict[str, Any]) -> dict[str, object]:
     return {name: as_json(value) for name, value in row.items()}
 
 
-def _overlaid(table: PlannedTable, repaired: set[str], refused: int) -> PlannedTable:
+def _overlaid(
+    table: PlannedTable, repaired: set[str], refused: int, own: tuple[str, str]
+) -> PlannedTable:
+    repaired_table, refused_table = own
     row = f"{quoted(table.name)}.rowid"
     owner = quoted_text(table.name)
     columns = []
     for column in table.columns:
         if column.name in repaired:
             where_value = f"owner = {owner} AND name = {quoted_text(column.name)} AND row = {row}"
-            found = f"(SELECT value FROM {REPAIRED} WHERE {where_value})"
+            found = f"FROM {repaired_table} WHERE {where_value}"
             expression = (
-                f"CASE WHEN EXISTS (SELECT 1 FROM {REPAIRED} WHERE {where_value}) THEN {found}"
+                f"CASE WHEN EXISTS (SELECT 1 {found}) THEN (SELECT value {found})"
                 f" ELSE {column.expression} END"
             )
             columns.append(dataclasses.replace(column, expression=expression))
@@ -232,7 +271,12 @@ def _overlaid(table: PlannedTable, repaired: set[str], refused: int) -> PlannedT
             columns.append(column)
     where = table.where
     if refused:
-        where = f"{row} NOT IN (SELECT row FROM {REFUSED} WHERE owner = {owner})"
+        where = f"{row} NOT IN (SELECT row FROM {refused_table} WHERE owner = {owner})"
     return dataclasses.replace(
         table, columns=tuple(columns), rows=table.rows - refused, where=where
     )
+
+
+def _names(length: int) -> tuple[str, str]:
+    repaired = f"{_PREFIX}paired".ljust(length, "_")
+    return repaired, f"{_PREFIX}fused".ljust(len(repaired), "_")
