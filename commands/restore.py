@@ -232,6 +232,7 @@ def restore(
     options = RestoreOptions(
         decryption=decryption,
         replace=replace,
+        if_empty=if_empty,
         only=parts,
         key_file=key_file,
         without_key=without_key,
@@ -288,8 +289,8 @@ def _present(run: Run, to: Path | None, *, dry_run: bool, wait_seconds: float) -
 
     An init container is started again after a kill, so an interrupted restore is recovered first.
     """
-    from sagewai_ops.fs.volumes import names_in
-    from sagewai_ops.home.paths import is_home, locate
+    from sagewai_ops.fs.volumes import has_only_directories, names_in
+    from sagewai_ops.home.paths import OWN_PREFIX, is_home, locate
     from sagewai_ops.operations.recover import recover_home
     from sagewai_ops.restore.results import PresentResult
     from sagewai_ops.swap.pending import RESTORE, pending_operations
@@ -298,7 +299,11 @@ def _present(run: Run, to: Path | None, *, dry_run: bool, wait_seconds: float) -
     target = locate(to, environment) if to else run.home()
     if not dry_run and pending_operations(target.root, [RESTORE]):
         recover_home(target, environment, kinds=[RESTORE], wait_seconds=wait_seconds)
-    if not target.root.is_dir() or not names_in(target.root) or not is_home(target):
+    if not target.root.is_dir():
+        return None
+    # A killed restore leaves names of this program, which the next one removes.
+    own = [name for name in names_in(target.root) if name.startswith(OWN_PREFIX)]
+    if has_only_directories(target.root, own) or not is_home(target):
         return None
     result = PresentResult(target.root)
     summary = f"home {target.root}: exists, unchanged; nothing is restored"

@@ -9,12 +9,14 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 LOST_AND_FOUND = "lost+found"  # of ext2 to ext4; only root reads it
 
 _LOST_AND_FOUND_INODE = 11  # the first one of ext4; a bind mount is not seen as a mount
+
+_MOST_DIRECTORIES = 1000
 
 _MOUNT_TABLE = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\(\d{3})")  # proc(5): blanks and backslashes in a path
@@ -53,6 +55,34 @@ def names_in(directory: str | os.PathLike[str]) -> list[str]:
         for name in os.listdir(directory)
         if not is_lost_and_found(directory, name, is_top=True)
     ]
+
+
+def has_only_directories(directory: str | os.PathLike[str], besides: Collection[str] = ()) -> bool:
+    """Return whether nothing would be lost with what a directory contains: no file, no link.
+
+    One that cannot be read, or has more than a thousand directories, counts as content.
+
+    Args:
+        besides: Names in it that are not examined.
+    """
+    remaining = [
+        os.path.join(directory, name) for name in names_in(directory) if name not in besides
+    ]
+    for _number in range(_MOST_DIRECTORIES):
+        if not remaining:
+            return True
+        path = remaining.pop()
+        try:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                return False
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if not entry.is_dir(follow_symlinks=False):
+                        return False
+                    remaining.append(entry.path)
+        except OSError:
+            return False
+    return not remaining
 
 
 def mounts() -> Iterator[tuple[Path, str]]:

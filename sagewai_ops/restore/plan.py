@@ -24,7 +24,7 @@ from sagewai_ops.errors import (
     UsageError,
 )
 from sagewai_ops.fs.free_space import nearest_existing, require_free_bytes
-from sagewai_ops.fs.volumes import LOST_AND_FOUND, names_in
+from sagewai_ops.fs.volumes import LOST_AND_FOUND, has_only_directories, names_in
 from sagewai_ops.home.companions import DISCARDED
 from sagewai_ops.home.paths import (
     COMPANION,
@@ -76,6 +76,7 @@ class RestoreOptions:
 
     Attributes:
         replace: Replace a home that exists; the previous one is kept.
+        if_empty: Replace empty directories too; they are kept.
         only: Parts of the home or paths in it; empty for all of it.
         key_file: A master key to install in the restored home.
         without_key: Restore even if no key opens the encrypted values.
@@ -97,6 +98,7 @@ class RestoreOptions:
 
     decryption: Decryption | None = None
     replace: bool = False
+    if_empty: bool = False
     only: tuple[str, ...] = ()
     key_file: Path | None = None
     without_key: bool = False
@@ -282,7 +284,8 @@ def require_free_target(target: Home, options: RestoreOptions) -> TargetState:
         TargetBusyError: It is neither, or no home.
     """
     state = _state(target.root)
-    if state == "not empty" and not (options.replace or options.only):
+    is_free = options.if_empty and state != "absent" and has_only_directories(target.root)
+    if state == "not empty" and not (options.replace or options.only or is_free):
         raise TargetBusyError(
             f"{target.root}: not empty",
             hint="replace it, the previous home is kept: --replace\nor restore elsewhere: --to DIR",
@@ -568,15 +571,12 @@ def _replaced_paths(
         return tuple(sorted(top_names | {MASTER_KEY.split("/", 1)[0]} | present))
     replaced: dict[str, None] = {}
     for part in parts:
-        replaced.update(dict.fromkeys(_paths_of_part(root, part)))
+        paths = replaced_database(root) if part == DATABASE else [_highest_missing(root, part)]
+        replaced.update(dict.fromkeys(paths))
     # A directory includes the paths below it.
     return tuple(
         path for path in replaced if not any(path.startswith(other + "/") for other in replaced)
     )
-
-
-def _paths_of_part(root: Path, part: str) -> list[str]:
-    return replaced_database(root) if part == DATABASE else [_highest_missing(root, part)]
 
 
 def replaced_database(root: Path) -> list[str]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sagewai_ops.archive.open import open_archive
 from sagewai_ops.archive.reader import ArchiveReader, name_damaged
-from sagewai_ops.errors import DamagedError, OpsError
+from sagewai_ops.errors import DamagedError, OpsError, TargetBusyError
 from sagewai_ops.fs import atomic, beneath, locks
 from sagewai_ops.fs.os_errors import translate_os_errors
 from sagewai_ops.fs.ownership import set_owner
+from sagewai_ops.fs.volumes import has_only_directories
 from sagewai_ops.home.paths import DATABASE, MASTER_KEY, Home, locate
 from sagewai_ops.home.server_record import PLACE, record_of, write_server_record
 from sagewai_ops.home.state_files import read_documents
@@ -58,6 +59,7 @@ from sagewai_ops.snapshots.mark import copy_marks
 from sagewai_ops.snapshots.member_paths import MemberPaths
 from sagewai_ops.snapshots.piped_archive import spool
 from sagewai_ops.swap import pending, swap
+from sagewai_ops.text import shell_word
 
 if TYPE_CHECKING:
     from sagewai_ops.restore.server import ServerRestore
@@ -185,6 +187,8 @@ def restore(
         if server and stage.paths is None:
             warnings += _record_server(staged, options)
         require_target_unused(target, options)
+        if options.if_empty:
+            _require_still_empty(target.root, stage.content.name)
         if server:
             server.require_unused()
         swap.swap(stage, server)
@@ -208,6 +212,15 @@ def restore(
                 *(conversion.warnings if conversion else ()),
                 *_later_warnings(choice, unused, options, access, plan),
             ),
+        )
+
+
+def _require_still_empty(root: Path, staging: str) -> None:
+    """Check again, as a process may have created a home meanwhile; for --if-empty."""
+    if root.is_dir() and not has_only_directories(root, (staging,)):
+        raise TargetBusyError(
+            f"{root}: not empty any more",
+            hint=f"ls -la {shell_word(root)}  # is Sagewai running?",
         )
 
 

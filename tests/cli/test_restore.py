@@ -499,6 +499,69 @@ def test_a_home_is_reported_before_the_snapshots_are_read(home: Path, tmp_path: 
     assert (answer.code, answer.result) == (0, {"present": str(home)})
 
 
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_a_volume_of_empty_directories_is_restored(
+    home: Path, monkeypatch: pytest.MonkeyPatch, *, is_mounted: bool
+) -> None:
+    """An image created them: nothing is lost. They are kept, and the next start finds the home."""
+    start = ("--home", home, "restore", "latest", "--if-empty", "--install-key", _emptied(home))
+    for name in ("config", "db", "data/files", "secrets"):
+        (home / name).mkdir(parents=True, mode=0o700)
+    if is_mounted:
+        monkeypatch.setattr(mounts, "is_mount", lambda path: path.name == "home")
+
+    planned = call(*start, "--dry-run")
+    first = call(*start, "--json")
+    second = call(*start)
+
+    assert (planned.code, planned.err) == (0, "")
+    assert (first.code, first.err) == (0, "")
+    assert (Path(first.result["before"]) / "data/files").is_dir()
+    assert (home / "db/sagewai.db").is_file()
+    assert second.out == f"home {home}: exists, unchanged; nothing is restored\n"
+
+
+@pytest.mark.parametrize("name", ["data/file", "data/link"])
+def test_one_entry_below_the_directories_is_a_home(home: Path, name: str) -> None:
+    """A file without a byte, and a link to an empty directory: neither is replaced."""
+    _emptied(home)
+    for part in ("config", "db", "data", "secrets"):
+        (home / part).mkdir()
+    (home / name).symlink_to("../db") if name.endswith("link") else (home / name).touch()
+    before = everything_of(home)
+
+    answer = call("--home", home, "restore", "latest", "--if-empty")
+
+    assert (answer.code, answer.err) == (0, "")
+    assert "nothing is restored" in answer.out
+    assert everything_of(home) == before
+
+
+@pytest.mark.parametrize("is_mounted", [False, True])
+def test_what_appears_during_a_restore_if_empty_is_not_replaced(
+    home: Path, monkeypatch: pytest.MonkeyPatch, *, is_mounted: bool
+) -> None:
+    """Sagewai starts, and creates its key, between the first look and the exchange."""
+    start = ("--home", home, "restore", "latest", "--if-empty", "--install-key", _emptied(home))
+    (home / "secrets").mkdir(mode=0o700)
+    if is_mounted:
+        monkeypatch.setattr(mounts, "is_mount", lambda path: path.name == "home")
+    check = restoring.require_target_unused
+
+    def create(*arguments: Any) -> None:
+        check(*arguments)
+        (home / "secrets/master.key").write_bytes(b"new")
+
+    monkeypatch.setattr(restoring, "require_target_unused", create)
+
+    answer = call(*start)
+
+    assert answer.code == 15
+    assert "not empty any more" in answer.err
+    assert sorted(path.name for path in home.iterdir()) == ["lost+found", "secrets"]
+    assert (home / "secrets/master.key").read_bytes() == b"new"
+
+
 def test_an_empty_volume_without_snapshots_is_10(tmp_path: Path) -> None:
     """A new installation begins with `init`: an unreachable place must not become an empty home."""
     volume = tmp_path / "home"
