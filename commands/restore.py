@@ -440,7 +440,8 @@ def _show(terminal: Terminal, result: "RestoreResult") -> None:
         rows = sum(result.database.tables.values())
         check = {
             "recorded": f"as in the snapshot, {result.database.check} check at backup",
-            "full": "as in the snapshot, checked",
+            "full": "as in the snapshot, "
+            + ("checked" if result.database.integrity == ("ok",) else "DAMAGED"),
         }[result.database_check or "full"]
         if result.database_from:
             check = f"of {_replica(result)}, checked"

@@ -210,13 +210,14 @@ def restore(
             warnings=(
                 *warnings,
                 *(conversion.warnings if conversion else ()),
+                *_damage_warnings(database),
                 *_later_warnings(choice, unused, options, access, plan),
             ),
         )
 
 
 def _require_still_empty(root: Path, staging: str) -> None:
-    """Check again, as a process may have created a home meanwhile; for --if-empty."""
+    """Check again, as a process may have created a home since; for --if-empty."""
     if root.is_dir() and not has_only_directories(root, (staging,)):
         raise TargetBusyError(
             f"{root}: not empty any more",
@@ -351,6 +352,14 @@ def _set_root_attributes(
         with contextlib.suppress(OverflowError):
             if "mtime_ns" in facts:
                 beneath.set_times(content, facts["mtime_ns"])
+
+
+def _damage_warnings(database: DatabaseFacts | None) -> Iterator[str]:
+    if database and database.integrity:
+        yield (
+            f"the restored database is damaged, as in the snapshot: {database.integrity[0]:.200};"
+            " an older snapshot may be good: sagewai-ops snapshots list"
+        )
 
 
 def _later_warnings(

@@ -20,6 +20,7 @@ from round_trips import assert_same_home, leftovers_beside
 from sagewai_ops.archive.manifest import Header, encode_header
 from sagewai_ops.fs import beneath, locks
 from sagewai_ops.restore import extractor as extracting
+from sagewai_ops.restore import plan
 from sagewai_ops.restore import restore as restoring
 from sagewai_ops.swap import journal as swap_journal
 from sagewai_ops.swap import mounts, staging
@@ -546,7 +547,7 @@ def test_what_appears_during_a_restore_if_empty_is_not_replaced(
     (home / "secrets").mkdir(mode=0o700)
     if is_mounted:
         monkeypatch.setattr(mounts, "is_mount", lambda path: path.name == "home")
-    check = restoring.require_target_unused
+    check = plan.require_target_unused
 
     def create(*arguments: Any) -> None:
         check(*arguments)

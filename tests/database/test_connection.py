@@ -8,6 +8,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -371,3 +372,33 @@ def test_connection_lost_in_the_middle_is_remote(postgres: Server, database: str
 
     with pytest.raises(RemoteError):
         asyncio.run(lose())
+
+
+def test_an_error_in_a_callback_prints_no_traceback() -> None:
+    """The loop logs it, for example `Fatal error: protocol.data_received() call failed`."""
+    program = """
+import asyncio, socket
+from sagewai_ops.database.postgres import connection
+from sagewai_ops.process.signals import run_interruptibly
+
+class Broken(asyncio.Protocol):
+    def data_received(self, data):
+        raise ValueError("boom")
+
+    def connection_lost(self, error):
+        ended.set_result(repr(error))
+
+async def receive():
+    global ended
+    ended = asyncio.get_running_loop().create_future()
+    ours, theirs = socket.socketpair()
+    await asyncio.get_running_loop().create_connection(Broken, sock=ours)
+    theirs.send(b"x")
+    print(await ended)
+
+run_interruptibly(receive)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("ValueError('boom')\n", "")

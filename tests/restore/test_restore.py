@@ -17,6 +17,7 @@ import real_homes
 from archives import DIRECTORY, MOMENT_NS, STATE, forge, write
 from archives import small as small_archive
 from other_process import running
+from program import call
 from round_trips import (
     assert_same_home,
     assert_same_rows,
@@ -1107,3 +1108,8 @@ def test_database_that_was_damaged_at_backup_is_checked_again(tmp_path: Path) ->
     assert report.database_check == "full"
     assert report.database
     assert report.database.integrity
+    assert [text for text in report.warnings if "database is damaged, as in" in text]
+    answer = call("--home", tmp_path / "home", "restore", archive, "--to", tmp_path / "a", "-v")
+    assert answer.code == 0
+    assert "rows, as in the snapshot, DAMAGED\n" in answer.out
+    assert "warning: the restored database is damaged, as in the snapshot: " in answer.err

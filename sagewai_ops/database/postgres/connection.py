@@ -16,6 +16,7 @@ in that schema are refused: the statements of Alembic cannot be qualified.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import sys
@@ -42,6 +43,10 @@ from sagewai_ops.text import printable
 if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection
+
+# asyncio logs an error in a callback of the driver, which every statement that waits reports too.
+# Without a handler, `logging` would print its traceback on stderr.
+logging.getLogger("asyncio").addHandler(logging.NullHandler())
 
 APPLICATION_NAME = "sagewai-ops"  # in pg_stat_activity
 _NO_FILE = f"{os.devnull}/none"  # cannot exist: `pgpass` has already read the password file
