@@ -245,7 +245,10 @@ async def read_binding(connection: Server) -> str:
 
 async def read_progress(connection: Server) -> Progress:
     """Return which rows are there."""
-    found = await connection.fetch(f"SELECT name, rows, ranges FROM {SCHEMA}.{ROWS_TABLE}")
+    found = await connection.fetch(
+        "SELECT name, coalesce(rows, -1) AS rows, coalesce(ranges, 0) AS ranges"
+        f" FROM {SCHEMA}.{ROWS_TABLE}"
+    )
     return Progress(
         {row["name"]: int(row["rows"]) for row in found},
         {row["name"]: int(row["ranges"]) for row in found},

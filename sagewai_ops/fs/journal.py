@@ -152,7 +152,7 @@ def read(path: Path, kind: str) -> dict[str, Any]:
         return dict(document["content"])
     except OSError as error:
         raise from_os_error(error, path) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise unusable(path, kind, error) from error
 
 

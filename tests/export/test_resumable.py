@@ -321,6 +321,10 @@ def test_a_changed_copy_is_damage(home: Home, postgres: Server) -> None:
         f"UPDATE {incoming.ROWS_TABLE} SET rows = rows - 1 WHERE name = '{LARGE}'",
         f"UPDATE {incoming.ROWS_TABLE} SET rows = rows + 10000 WHERE name = '{LARGE}'",
         f"UPDATE {incoming.ROWS_TABLE} SET name = 'other' WHERE name = '{LARGE}'",
+        (
+            f"ALTER TABLE {incoming.ROWS_TABLE} ALTER rows DROP NOT NULL;"
+            f" UPDATE {incoming.ROWS_TABLE} SET rows = NULL WHERE name = '{LARGE}'"
+        ),
     ],
 )
 @pytest.mark.usefixtures("small_ranges")

@@ -877,6 +877,7 @@ def test_interrupted_run_is_reported_by_a_dry_run(root: Path) -> None:
         b"{}",
         b'{"state": "moving", "steps": [{"kind": "move", "source": "../x", "target": "y"}]}',
         b'{"state": "done", "steps": [{"kind": "move", "target": "db/x", "removes": true}]}',
+        b"[" * 100_000,
     ],
 )
 def test_journal_that_is_none_of_ours_is_refused(root: Path, content: bytes) -> None:
