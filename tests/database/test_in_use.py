@@ -16,7 +16,7 @@ import pytest
 
 from other_process import OtherProcess, running
 from sagewai_ops.database.sqlite import in_use
-from sagewai_ops.database.sqlite.in_use import find_users, require_unused
+from sagewai_ops.database.sqlite.in_use import find_users, require_unused, stop_command
 from sagewai_ops.errors import TargetBusyError
 from sagewai_ops.process import procfs
 from unprivileged import reachable_directory, unprivileged
@@ -228,6 +228,20 @@ def test_used_database_is_refused_with_the_process_and_its_stop(
 
     assert caught.value.message.startswith(f"home {database.parent}: in use by pid {holder.pid} ")
     assert caught.value.hint == f"kill {holder.pid}  # or stop its service"
+
+
+def test_a_run_of_this_program_is_to_be_waited_for(database: Path) -> None:
+    """Others are to be stopped."""
+    users = [
+        procfs.Process(7, "/usr/bin/python3 /usr/local/bin/sagewai-ops db upgrade"),
+        procfs.Process(8, "sagewai-ops"),
+        procfs.Process(9, "/usr/bin/python3 -m sagewai admin serve"),
+    ]
+
+    assert stop_command(users, database).splitlines() == [
+        "# wait until sagewai-ops ends: pid 7, 8",
+        "kill 9  # or stop its service",
+    ]
 
 
 def test_session_on_a_server_is_refused_too(database: Path) -> None:

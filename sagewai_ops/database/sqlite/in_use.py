@@ -12,6 +12,7 @@ another machine, over a network file system, are not found.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,6 +50,7 @@ _DOCUMENTS = (
     *(ADMIN_STATE, f"{ADMIN_STATE}.lock", CONNECTIONS, PROFILES, MASTER_KEY),
     *LEGACY_PLACES,
 )
+_OWN_RUN = re.compile(r"(?:\S*python\S* )?(?:\S*/)?sagewai-ops(?: |$)")
 _PROBE_SECONDS = 10.0  # an interpreter that starts takes 0.02; a network file system may hang
 # The locks of a WAL database's shared memory file: eight at 120, and at 128 the one that every
 # connection has shared as long as it is open (the dead man's switch of os_unix.c).
@@ -128,9 +130,13 @@ def stop_command(users: Iterable[Process], database: Path) -> str:
         "" if none has a number that is visible here.
     """
     visible = [user for user in users if user.pid]
-    others = [str(user.pid) for user in visible if not is_companion_process(user.command)]
-    lines = [f"kill {' '.join(others)}  # or stop its service"] if others else []
-    if len(others) < len(visible):
+    ours = [str(user.pid) for user in visible if _OWN_RUN.match(user.command)]
+    companions = [user for user in visible if is_companion_process(user.command)]
+    known = {*ours, *(str(user.pid) for user in companions)}
+    others = [pid for user in visible if (pid := str(user.pid)) not in known]
+    lines = [f"# wait until sagewai-ops ends: pid {', '.join(ours)}"] if ours else []
+    lines += [f"kill {' '.join(others)}  # or stop its service"] if others else []
+    if companions:
         lines += [STOP, f"{NAME} stop -socket {SOCKET} {shell_word(database)}"]
     return "\n".join(lines)
 
