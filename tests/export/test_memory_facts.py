@@ -274,7 +274,7 @@ def test_a_list_whose_element_is_too_large_for_its_index_is_found(
 
 
 # Where the kind is among the arguments of the calls that name one.
-_KIND_AT = {"RefusedError": 0, "refuse": 1, "add": 2, "Finding": 2, "_omit": 2}
+_KIND_AT = {"RefusedError": 0, "refuse": 1, "add": 2, "Finding": 2, "_omit": 2, "find_rows": 3}
 
 
 def _kinds_in(path: Path) -> Iterator[str]:
