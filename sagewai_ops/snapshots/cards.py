@@ -22,6 +22,8 @@ RESULTS = (
     *("compared_with", "content", "verified_at", "full_check_at"),
 )
 CARD_KIND = "card"  # of the record, for its HMAC
+REMOVED_KIND = "removed"  # of that of the snapshots that retention removed, in a file of its own
+REMOVED_BEGINNING = ".removed-"
 _CARD_BYTES = 16 * 1024  # a card has some hundred; a large buffer costs more than its content
 _MOST_CARD_BYTES = 1024 * 1024
 _MOST_REMOTE_BYTES = 64 * 1024  # all of a place are kept for the run
@@ -219,8 +221,14 @@ def _read_unchecked(archive: Path) -> tuple[dict[str, Any], int]:
 
 def parse_card(content: bytes, name: str) -> dict[str, Any]:
     """Return the metadata file of an archive; {} if it is malformed, or of another one."""
+    card = parse_record(content)
+    return card if card.get("archive") == name else {}
+
+
+def parse_record(content: bytes) -> dict[str, Any]:
+    """Return a JSON object; {} if it is malformed."""
     try:
-        card = json.loads(content)
+        record = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    return card if isinstance(card, dict) and card.get("archive") == name else {}
+    return record if isinstance(record, dict) else {}

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sagewai_ops.archive.age import Decryption
 from sagewai_ops.archive.authentication import AuthenticationKey, previous_id, previous_mac
@@ -21,12 +20,17 @@ from sagewai_ops.fs import beneath
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
 from sagewai_ops.snapshots import trash
-from sagewai_ops.snapshots.cards import is_authentic, write_record
+from sagewai_ops.snapshots.cards import (
+    REMOVED_BEGINNING,
+    REMOVED_KIND,
+    is_authentic,
+    parse_record,
+    write_record,
+)
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots
 from sagewai_ops.snapshots.trust import Trust, confirm
 
 SOURCE_MAC = "source_authentication"  # of a metadata file: the HMAC of what was converted
-_RECORD_KIND = "removed"
 _MOST_REMOVED = 1000
 _MOST_BYTES = 1024 * 1024
 
@@ -151,7 +155,7 @@ def record_absent(directory: Path, new: Mapping[str, int], trust: Trust) -> None
         return
     removed = sorted({**read_removed(directory, trust), **new}.items())[-_MOST_REMOVED:]
     document = {"version": 1, "removed": dict(removed)}
-    document["mac"] = trust.keys[0].record_mac(_RECORD_KIND, document)
+    document["mac"] = trust.keys[0].record_mac(REMOVED_KIND, document)
     content = json.dumps(document, indent=1).encode() + b"\n"
     write_record(_record_path(directory, trust), content)
 
@@ -159,10 +163,10 @@ def record_absent(directory: Path, new: Mapping[str, int], trust: Trust) -> None
 def read_removed(directory: Path, trust: Trust) -> Mapping[str, int]:
     """Return id and sequence of what prunes removed; {} if no key authenticates the record."""
     try:
-        document: Any = json.loads(_read_record(_record_path(directory, trust)))
-    except (OSError, ValueError, RecursionError):
+        document = parse_record(_read_record(_record_path(directory, trust)))
+    except OSError:
         return {}
-    if not isinstance(document, dict) or not is_authentic(document, trust.keys, _RECORD_KIND):
+    if not is_authentic(document, trust.keys, REMOVED_KIND):
         return {}
     removed: dict[str, int] = document["removed"]
     return removed
@@ -178,7 +182,7 @@ def _read_record(path: Path) -> bytes:
 
 
 def _record_path(directory: Path, trust: Trust) -> Path:
-    return directory / f".removed-{trust.home_id}.json"
+    return directory / f"{REMOVED_BEGINNING}{trust.home_id}.json"
 
 
 def _read_link(

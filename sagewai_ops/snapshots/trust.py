@@ -24,7 +24,14 @@ from sagewai_ops.keys.authentication import authentication_keys
 from sagewai_ops.keys.candidates import all_candidates
 from sagewai_ops.records import dataclass
 from sagewai_ops.remote.path import is_remote
-from sagewai_ops.snapshots.cards import RESULTS, is_authentic, parse_card
+from sagewai_ops.snapshots.cards import (
+    REMOVED_BEGINNING,
+    REMOVED_KIND,
+    RESULTS,
+    is_authentic,
+    parse_card,
+    parse_record,
+)
 from sagewai_ops.snapshots.catalog import Snapshot, list_snapshots, ordered
 from sagewai_ops.snapshots.mark import Mark, former_keys, read_mark
 from sagewai_ops.snapshots.ownership import home_ids
@@ -92,7 +99,7 @@ def keys_of(
 def find_genuine(
     home: Home, environment: Mapping[str, str], key_file: Path | None = None
 ) -> Callable[[str, bytes], bool]:
-    """Return a function for the name and content of a metadata file: whether it is authentic.
+    """Return a function for name and content of a metadata file or record: whether it is authentic.
 
     The keys of the home are read at the first call.
 
@@ -107,6 +114,8 @@ def find_genuine(
         return keys_of(home, environment)
 
     def is_genuine(name: str, content: bytes) -> bool:
+        if name.startswith(REMOVED_BEGINNING):
+            return is_authentic(parse_record(content), known(), REMOVED_KIND)
         return is_authentic(parse_card(content, name.partition(".json")[0]), known())
 
     return is_genuine
