@@ -7,6 +7,7 @@ import json
 import sqlite3
 import uuid
 from datetime import datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -152,12 +153,14 @@ def test_times_that_a_home_cannot_have(text: str) -> None:
 
 @given(st.floats(allow_nan=False).filter(lambda number: str(number) != "-0.0"))
 def test_numbers_are_the_same_bits(number: float) -> None:
-    """In PostgreSQL's notation, infinities too."""
+    """In PostgreSQL's notation, infinities too, and as a `numeric` with all of its digits."""
     text = repr(number).replace("inf", "Infinity").removesuffix(".0")
+    exact = text if "Inf" in text else f"{Decimal(number):f}"
 
-    values, refusals = convert_column(Type("double"), [text.encode()])
+    for digits in {text, exact} - {"-0"}:
+        values, refusals = convert_column(Type("double"), [digits.encode()])
 
-    assert (values, refusals) == ([number], [])
+        assert (values, refusals) == ([number], [])
 
 
 @pytest.mark.parametrize(

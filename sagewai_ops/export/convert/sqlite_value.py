@@ -191,7 +191,11 @@ def _double(text: str) -> float:
     if not _DOUBLE.fullmatch(text):
         raise RefusedError("storage-class", "not a number")
     value = float(text)
-    if len(text) > _EXACT_CHARACTERS and Decimal(repr(value)) != Decimal(text):
+    # The digits are the shortest that name the double, or all that it has.
+    if len(text) > _EXACT_CHARACTERS and Decimal(text) not in (
+        Decimal(repr(value)),
+        Decimal(value),
+    ):
         raise RefusedError("storage-class", "more digits than SQLite's numbers have")
     return value
 
