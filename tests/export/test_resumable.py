@@ -592,8 +592,7 @@ def test_learnings_arrive_as_in_a_plain_move(tmp_path: Path, postgres: Server, c
 
 def test_default_privileges_of_the_schema_apply(home: Home, postgres: Server) -> None:
     """As to tables that are created there."""
-    with contextlib.suppress(Exception):
-        postgres.run("postgres", "CREATE ROLE reader")
+    postgres.run("postgres", "CREATE ROLE grantee")
     query = (
         "SELECT c.relname::text, c.relacl::text FROM pg_class c"
         " WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'S') ORDER BY 1"
@@ -603,16 +602,17 @@ def test_default_privileges_of_the_schema_apply(home: Home, postgres: Server) ->
         database = postgres.create()
         postgres.run(
             database,
-            "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO reader",
-            "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO reader"
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO grantee",
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO grantee"
             " WITH GRANT OPTION",
         )
         act(copy_of(home, home.root.with_name(act.__name__)), postgres, database)
         found.append(postgres.rows(database, query))
         postgres.drop(database)
+    postgres.run("postgres", "DROP ROLE grantee")
 
     assert found[0] == found[1]
-    assert any("reader" in str(acl) for _name, acl in found[0])
+    assert any("grantee" in str(acl) for _name, acl in found[0])
 
 
 def test_a_target_with_tables_is_refused(home: Home, postgres: Server) -> None:

@@ -363,13 +363,13 @@ def test_databases_that_are_refused(
 def test_a_role_that_may_not_read_is_refused(postgres: Server, tmp_path: Path) -> None:
     """Exit 14, and the hint is not that of `backup`."""
     database = at_head(postgres)
-    postgres.run(database, "CREATE ROLE reader LOGIN")
+    postgres.run(database, "CREATE ROLE excluded LOGIN")
 
     answer = call(
-        "import-from-postgres", postgres.url(database, user="reader"), "--to", tmp_path / "back"
+        "import-from-postgres", postgres.url(database, user="excluded"), "--to", tmp_path / "back"
     )
 
-    postgres.run(database, "DROP ROLE reader")
+    postgres.run(database, "DROP ROLE excluded")
     assert answer.code == 14, answer.err
     assert "backup" not in answer.err
     postgres.drop(database)
