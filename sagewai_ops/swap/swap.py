@@ -120,8 +120,9 @@ def staged(
     naming = inside(target) if in_entries else next_to(target)
     moment = next_moment(target)
     # An undo also needs to know the parts that did not exist.
-    has_content = not is_free and target.is_dir() and bool(names_in(target))
-    is_kept = keeps and (has_content or (in_entries and target.is_dir()))
+    is_kept = keeps and target.is_dir()
+    if not in_entries:
+        is_kept = is_kept and not is_free and bool(names_in(target))
     content = naming.staging(moment)
     with _missing_directories(target, itself=in_entries), own_directory(content):
         yield Staged(

@@ -129,14 +129,21 @@ def stop_command(users: Iterable[Process], database: Path) -> str:
     Returns:
         "" if none has a number that is visible here.
     """
-    visible = [user for user in users if user.pid]
-    ours = [str(user.pid) for user in visible if _OWN_RUN.match(user.command)]
-    companions = [user for user in visible if is_companion_process(user.command)]
-    known = {*ours, *(str(user.pid) for user in companions)}
-    others = [pid for user in visible if (pid := str(user.pid)) not in known]
+    ours: list[str] = []
+    others: list[str] = []
+    has_companion = False
+    for user in users:
+        if not user.pid:
+            continue
+        if is_companion_process(user.command):
+            has_companion = True
+        elif _OWN_RUN.match(user.command):
+            ours.append(str(user.pid))
+        else:
+            others.append(str(user.pid))
     lines = [f"# wait until sagewai-ops ends: pid {', '.join(ours)}"] if ours else []
     lines += [f"kill {' '.join(others)}  # or stop its service"] if others else []
-    if companions:
+    if has_companion:
         lines += [STOP, f"{NAME} stop -socket {SOCKET} {shell_word(database)}"]
     return "\n".join(lines)
 
